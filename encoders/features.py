@@ -1,0 +1,111 @@
+"""What a decoder may know about an encoder: `EncoderSpec` before the first picture, `EncoderFeatures` after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The shape of an encoder's output; a decoder is built from this and never from the encoder itself.
+
+    Attributes:
+        name: family and size, e.g. ``"dinov2_vits14"``.
+        revision: identifies the weights (a digest); features of different revisions never mix.
+        embed_dim: C, the width of a token.
+        depth: number of blocks; valid `out_indices` are 0 .. depth - 1.
+        num_heads: attention heads of the encoder (PMT's decoder uses the same number).
+        patch_size: side of a patch in network pixels.
+        num_prefix_tokens: CLS and register tokens that stand before the patch tokens.
+    """
+
+    name: str
+    revision: str
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    num_prefix_tokens: int
+
+    def check_out_indices(self, out_indices: Iterable[int]) -> tuple[int, ...]:
+        """Return `out_indices` as a sorted tuple without repeats.
+
+        Raises:
+            ValueError: an index lies outside 0 .. depth - 1, or there is none.
+        """
+        indices = tuple(sorted(set(out_indices)))
+        if not indices:
+            raise ValueError("out_indices is empty; name at least one encoder block")
+        if indices[0] < 0 or indices[-1] >= self.depth:
+            raise ValueError(f"out_indices {list(indices)} outside 0..{self.depth - 1} of {self.name}")
+        return indices
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """The result of one encoder pass over B pictures, shared by every decoder; nobody may write to it.
+
+    Attributes:
+        spec: the encoder that made it.
+        grid_size: (grid_h, grid_w), patches along height and width; N = grid_h * grid_w.
+        lateral_features: ``{block index: [B, P + N, C]}``, the token sequence *after* that block, passed through the
+            encoder's final LayerNorm; P prefix tokens first, then the patches in row-major order.
+    """
+
+    spec: EncoderSpec
+    grid_size: tuple[int, int]
+    lateral_features: Mapping[int, Tensor]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lateral_features", MappingProxyType(dict(self.lateral_features)))
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of pictures."""
+        return next(iter(self.lateral_features.values())).shape[0]
+
+    def tokens(self, index: int) -> Tensor:
+        """All tokens after block `index`: [B, P + N, C].
+
+        Raises:
+            KeyError: the pass did not tap that block.
+        """
+        try:
+            return self.lateral_features[index]
+        except KeyError:
+            tapped = sorted(self.lateral_features)
+            raise KeyError(f"block {index} was not tapped in this pass; tapped: {tapped}") from None
+
+    def prefix_tokens(self, index: int) -> Tensor:
+        """CLS and register tokens after block `index`: [B, P, C]."""
+        return self.tokens(index)[:, : self.spec.num_prefix_tokens]
+
+    def patch_tokens(self, index: int) -> Tensor:
+        """Patch tokens after block `index`: [B, N, C], row-major."""
+        return self.tokens(index)[:, self.spec.num_prefix_tokens :]
+
+    def patch_map(self, index: int) -> Tensor:
+        """Patch tokens after block `index` as a map: [B, C, grid_h, grid_w] (a view, channels last in memory)."""
+        return self.patch_tokens(index).transpose(1, 2).unflatten(2, self.grid_size)
+
+    def rows(self, rows: list[int]) -> EncoderFeatures:
+        """The features of some of the pictures, in the order of `rows`; a view where they are consecutive."""
+        if rows == list(range(self.batch_size)):
+            return self
+        first, last = rows[0], rows[-1]
+        if rows == list(range(first, last + 1)):
+            picked = {i: t[first : last + 1] for i, t in self.lateral_features.items()}
+        else:
+            picked = {
+                i: t.index_select(0, torch.tensor(rows, device=t.device)) for i, t in self.lateral_features.items()
+            }
+        return EncoderFeatures(self.spec, self.grid_size, picked)
+
+    def write_count(self) -> int:
+        """How often any of the tensors was written in place (torch's version counters, shared with all views)."""
+        return sum(t._version for t in self.lateral_features.values())
