@@ -1,0 +1,161 @@
+"""The Plain Mask Decoder of PMT (arXiv 2603.25398, section 3): queries and frozen features through plain blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.features import EncoderFeatures, EncoderSpec
+from encoders.rope import Rope, patch_rope
+from encoders.transformer import Block, Mlp
+
+
+class LateralProjection(nn.Module):
+    """One level's way into the decoder: batch norm, a residual MLP, and a scale per channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+        self.mlp = Mlp(dim, dim // 2)
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T, C] to [B, T, C]; the norm counts prefix tokens as well, and the scale covers the residual."""
+        normed = self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return self.scale * (normed + self.mlp(normed))
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a [B, C, H, W] map."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class UpscaleBlock(nn.Module):
+    """Doubles a map: transposed convolution, GELU, depthwise 3x3, LayerNorm over the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False)
+        self.norm = ChannelLayerNorm(dim, eps=1e-6)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C, 2h, 2w]."""
+        return self.norm(self.conv2(F.gelu(self.conv1(maps))))
+
+
+class PlainMaskDecoder(nn.Module):
+    """Predicts Q masks and their classes from the tokens of several encoder blocks.
+
+    Sequence: [Q queries, P prefix tokens, N patches]; the lateral sum feeds the last two. RoPE turns the patches only.
+
+    Args:
+        spec: of the encoder.
+        out_indices: blocks to read.
+        num_queries: Q.
+        num_classes: K, without "no object".
+        num_blocks: decoder blocks.
+        mlp_dim: hidden width of the blocks' MLP; the published models use C.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        out_indices: Iterable[int],
+        num_queries: int,
+        num_classes: int,
+        num_blocks: int = 6,
+        mlp_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        dim = spec.embed_dim
+        self.out_indices = spec.check_out_indices(out_indices)
+        self.num_prefix_tokens = spec.num_prefix_tokens
+        self.head_dim = dim // spec.num_heads
+        self.num_queries = num_queries
+        self.laterals = nn.ModuleList(LateralProjection(dim) for _ in self.out_indices)
+        self.queries = nn.Parameter(torch.randn(num_queries, dim) * 0.02)
+        self.blocks = nn.ModuleList(Block(dim, spec.num_heads, mlp_dim or dim) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(dim)
+        num_upscales = max(1, math.floor(math.log2(spec.patch_size)) - 2)
+        self.upscale = nn.Sequential(*(UpscaleBlock(dim) for _ in range(num_upscales)))
+        self.mask_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.class_head = nn.Linear(dim, num_classes + 1)
+        self._rope_cache: dict[tuple[int, int], Rope] = {}
+
+    def forward(self, features: EncoderFeatures) -> tuple[Tensor, Tensor]:
+        """Masks and classes of every query.
+
+        Returns:
+            (mask_logits [B, Q, s*h, s*w] with s = 4 for patch 16 and 2 for patch 14; class_logits [B, Q, K + 1], the
+            last being "no object").
+        """
+        tokens, rope = self.embed(features)
+        for block in self.blocks:
+            tokens = block(tokens, rope)
+        return self.predict(tokens, features.grid_size)
+
+    def forward_masked(
+        self, features: EncoderFeatures, attn_mask_probs: Sequence[float]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The training-time form: a prediction before every block and one after the last, with masked attention.
+
+        Before block i, a query may attend to the patches where its mask so far is positive; with probability
+        1 - attn_mask_probs[i] a query may attend everywhere.
+
+        Returns:
+            num_blocks + 1 pairs as `forward` returns them; the last one is the decoder's answer.
+        """
+        tokens, rope = self.embed(features)
+        predictions = []
+        for block, probability in zip(self.blocks, attn_mask_probs, strict=True):
+            predictions.append(self.predict(tokens, features.grid_size))
+            mask = self._attention_mask(predictions[-1][0], features.grid_size, tokens.shape[1], probability)
+            tokens = block(tokens, rope, mask)
+        return [*predictions, self.predict(tokens, features.grid_size)]
+
+    def embed(self, features: EncoderFeatures) -> tuple[Tensor, Rope]:
+        """What enters the first block: ([B, Q + P + N, C], the patches' rotation)."""
+        levels = (
+            lateral(features.tokens(index)) for lateral, index in zip(self.laterals, self.out_indices, strict=True)
+        )
+        summed = sum(levels, start=torch.zeros((), device=self.queries.device, dtype=self.queries.dtype))
+        queries = self.queries.expand(len(summed), -1, -1)
+        return torch.cat((queries, summed), dim=1), self._rope(features.grid_size, summed.device)
+
+    def predict(self, tokens: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(mask_logits, class_logits) from a token sequence [B, Q + P + N, C]; prefix tokens are dropped here."""
+        normed = self.norm(tokens)
+        queries = normed[:, : self.num_queries]
+        patches = normed[:, self.num_queries + self.num_prefix_tokens :]
+        maps = self.upscale(patches.transpose(1, 2).unflatten(2, grid_size))
+        mask_logits = torch.einsum("bqc,bchw->bqhw", self.mask_head(queries), maps)
+        return mask_logits, self.class_head(queries)
+
+    def _attention_mask(
+        self, mask_logits: Tensor, grid_size: tuple[int, int], num_tokens: int, probability: float
+    ) -> Tensor:
+        on_grid = F.interpolate(mask_logits.detach().float(), size=grid_size, mode="bilinear", align_corners=False)
+        may_attend = on_grid.flatten(2) > 0  # [B, Q, N]
+        opened = torch.rand(may_attend.shape[:2], device=may_attend.device) >= probability
+        may_attend |= opened[..., None]
+        mask = may_attend.new_ones(len(may_attend), 1, num_tokens, num_tokens)
+        mask[:, 0, : self.num_queries, -may_attend.shape[2] :] = may_attend
+        return mask
+
+    def _rope(self, grid_size: tuple[int, int], device: torch.device) -> Rope:
+        cached = self._rope_cache.get(grid_size)
+        if cached is None or cached[0].device != device:
+            cached = patch_rope(grid_size, self.head_dim, device=device)
+            self._rope_cache[grid_size] = cached
+        return cached

@@ -1,0 +1,40 @@
+"""Finding a head's class by name: built-in ones and those that installed packages offer under `polyhead.decoders`."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from decoders.base import Decoder
+
+GROUP = "polyhead.decoders"
+
+
+def available() -> dict[str, EntryPoint]:
+    """Every registered head, name to entry point; nothing is imported yet.
+
+    Raises:
+        ValueError: two packages offer the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        known = found.setdefault(point.name, point)
+        if known.value != point.value:
+            raise ValueError(f"decoder '{point.name}' is offered twice: {known.value} and {point.value}")
+    return found
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """Import the class of a head.
+
+    Raises:
+        ValueError: there is no head of that name; names those there are.
+        TypeError: what the package offers is no `Decoder`.
+    """
+    points = available()
+    if name not in points:
+        raise ValueError(f"no decoder '{name}'; installed: {', '.join(sorted(points))}")
+    loaded = points[name].load()
+    missing = [part for part in ("kind", "forward", "postprocess") if not hasattr(loaded, part)]
+    if missing:
+        raise TypeError(f"decoder '{name}' ({points[name].value}) lacks {', '.join(missing)} of decoders.base.Decoder")
+    return loaded

@@ -1,0 +1,1 @@
+"""Training and scoring heads on frozen features; nothing here runs while serving."""

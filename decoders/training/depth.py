@@ -1,0 +1,82 @@
+"""Training a depth head: scale-invariant log loss (Eigen et al., arXiv 1406.2283) and a gradient term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from decoders.depth import DepthDecoder
+from decoders.training.data import DepthSample
+from decoders.training.feature_cache import FeatureCache
+from decoders.training.schedule import train_steps
+from decoders.training.views import View
+from encoders.preprocess import ImageGeometry
+
+
+def depth_target(sample: DepthSample, view: View, geometry: ImageGeometry, size: tuple[int, int]) -> Tensor:
+    """A view's depth at the head's resolution: [h, w] float32 metres, NaN where unknown or padding.
+
+    A crop that is blown up to the network's size looks like a longer lens. The head can't tell it from a nearer scene,
+    so the target is divided by the magnification: depth as the sample's own camera would have seen it.
+    """
+    depth = torch.from_numpy(np.ascontiguousarray(view.cut(sample.depth_m)))
+    known = depth.isfinite()
+    pair = torch.stack((torch.where(known, depth, 0.0), known.float()))[None]
+    scaled = F.adaptive_avg_pool2d(pair, geometry.scaled_size)
+    padded = torch.zeros(1, 2, *geometry.input_size)
+    padded[..., : geometry.scaled_size[0], : geometry.scaled_size[1]] = scaled
+    total, weight = F.adaptive_avg_pool2d(padded, size)[0]
+    magnification = max(sample.depth_m.shape) / max(geometry.image_size)
+    return torch.where(weight > 0.5, total / weight.clamp_min(1e-6) / magnification, torch.nan)
+
+
+def depth_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant log error plus the error of log-depth differences between neighbours.
+
+    Args:
+        predicted: [B, 1, h, w] metres. target: [B, h, w] metres, NaN = unknown.
+    """
+    known = target.isfinite()
+    difference = torch.where(known, predicted[:, 0].log() - torch.where(known, target, 1.0).log(), 0.0)
+    count = known.sum().clamp_min(1)
+    mean = difference.sum() / count
+    scale_invariant = ((difference**2).sum() / count - 0.85 * mean**2).clamp_min(1e-8).sqrt()
+    gradient = predicted.new_zeros(())
+    for dim in (1, 2):
+        both = known.narrow(dim, 1, known.shape[dim] - 1) & known.narrow(dim, 0, known.shape[dim] - 1)
+        gradient = gradient + (difference.diff(dim=dim).abs() * both).sum() / both.sum().clamp_min(1)
+    return scale_invariant + 0.5 * gradient
+
+
+def train_depth(
+    decoder: DepthDecoder,
+    cache: FeatureCache,
+    features: NDArray[np.float16],
+    targets: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> None:
+    """Train a head in place on cached features; the arguments are those of `train_panoptic`, targets [views, h, w]."""
+
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        return depth_loss(decoder(cache.features(features, rows))["depth_m"], targets[rows])
+
+    train_steps(
+        decoder,
+        len(targets),
+        loss_of,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        report=report,
+    )

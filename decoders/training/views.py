@@ -1,0 +1,76 @@
+"""Augmentation before the encoder: crops, flips and light of a picture, and the same cut of its truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at a picture.
+
+    Attributes:
+        box: (left, top, right, bottom) in pixels.
+        flip: mirrored left to right.
+        brightness, contrast, saturation: factors, 1 = as it is.
+    """
+
+    box: tuple[int, int, int, int]
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The view of a picture."""
+        image = image.crop(self.box)
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for enhance, factor in (
+            (ImageEnhance.Brightness, self.brightness),
+            (ImageEnhance.Contrast, self.contrast),
+            (ImageEnhance.Color, self.saturation),
+        ):
+            if factor != 1:
+                image = enhance(image).enhance(factor)
+        return image
+
+    def cut(self, map_: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The same cut of a [H, W] map; light does not touch it."""
+        left, top, right, bottom = self.box
+        map_ = map_[top:bottom, left:right]
+        return map_[:, ::-1] if self.flip else map_
+
+
+def whole(image: Image.Image) -> View:
+    """The picture as it is."""
+    return View((0, 0, image.width, image.height))
+
+
+def random_view(
+    image: Image.Image, rng: np.random.Generator, *, least_side: float, whole_probability: float = 0.3
+) -> View:
+    """A random view: the whole picture or a crop of it, in other light, mirrored half the time.
+
+    Args:
+        image: the picture.
+        rng: the source of chance.
+        least_side: a crop's sides are at least this part of the picture's.
+        whole_probability: how often nothing is cropped.
+    """
+    width, height = image.size
+    box = (0, 0, width, height)
+    if rng.random() >= whole_probability:
+        crop_w = round(width * rng.uniform(least_side, 1))
+        crop_h = round(height * rng.uniform(least_side, 1))
+        left, top = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
+        box = (left, top, left + crop_w, top + crop_h)
+    light = rng.uniform(0.75, 1.3, size=3)
+    return View(box, bool(rng.random() < 0.5), *(float(factor) for factor in light))
