@@ -1,0 +1,40 @@
+"""The server's settings: one frozen object, read once from the environment and the command line, checked at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CACHE_DIR = Path.home() / ".cache" / "polyhead"
+
+
+class Settings(BaseSettings):
+    """All settings; each is also an environment variable with the prefix ``POLYHEAD_``, e.g. ``POLYHEAD_HTTP_PORT``.
+
+    An unknown keyword or a value out of range is an error.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="POLYHEAD_", frozen=True, extra="forbid")
+
+    bundle: str = Field("demo", description="Name of a packaged bundle, or path of a bundle's YAML file.")
+    cache_dir: Path = Field(CACHE_DIR, description="Where downloaded weights are kept.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of encoder and heads.")
+    torch_threads: int | None = Field(None, ge=1, description="CPU threads of one operation; default: all cores.")
+
+    host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
+    http_port: int = Field(8000, ge=1, le=65535)
+    grpc_port: int = Field(9000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1, description="Copies of the deployment; each holds encoder and heads.")
+
+    max_batch_size: int | None = Field(None, ge=1, description="Pictures in one pass; default 16 on a GPU, 4 without.")
+    max_wait_ms: float = Field(1.0, ge=0, description="Longest wait of a picture for others while nothing runs.")
+    max_queued_pictures: int = Field(64, ge=1, description="More waiting than this are shed with 429.")
+    decode_threads: int = Field(4, ge=1, description="Threads that decode pictures and render answers.")
+    default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that sets none.")
+    max_upload_bytes: int = Field(32 * 2**20, ge=1, description="Largest picture file.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Largest picture, width times height.")
+    drain_s: float = Field(2.0, ge=0, description="How long a stopping replica finishes what it has begun.")

