@@ -1,0 +1,137 @@
+/* Segments of one task (panoptic, instance or semantic) as a layer over the photo: look-up, painting, spotlight. */
+
+import { colorForLabel, instanceShade, pixel } from "./colors.js";
+import { paintRle } from "./rle.js";
+
+const SPOTLIGHT_SHADE = pixel([8, 10, 14], 150);
+const SPOTLIGHT_EDGE = pixel([255, 255, 255]);
+
+/** 0.347 → "35%", 0.0042 → "0.4%". */
+export function percent(fraction) {
+  const value = fraction * 100;
+  return `${value > 0 && value < 9.95 ? value.toFixed(1) : Math.round(value)}%`;
+}
+
+export class SegmentLayer {
+  defaultOpacity = 0.62;
+
+  /** `items` are the answer's segments or instances, `labels` the task's labels from GET /tasks. */
+  constructor(items, labels, { width, height }) {
+    this.width = width;
+    this.height = height;
+    this.segments = describe(items, labels ?? [], width * height);
+    this.map = new Uint16Array(width * height); // column-major like the masks; 0 = nothing, else index + 1
+    // Instances may overlap: the surest is painted last.
+    [...this.segments]
+      .sort((a, b) => (a.score ?? 0) - (b.score ?? 0))
+      .forEach((segment) => paintRle(segment.counts, this.map, segment.index + 1));
+    this.sampled = { width: 0, height: 0, map: null };
+  }
+
+  get summary() {
+    const n = this.segments.length;
+    return n === 1 ? "1 segment" : `${n} segments`;
+  }
+
+  /** The segment at a point, u and v in [0, 1) from the top left; null where there is none. */
+  at(u, v) {
+    const x = Math.floor(u * this.width);
+    const y = Math.floor(v * this.height);
+    return this.segments[this.map[x * this.height + y] - 1] ?? null;
+  }
+
+  /** What is at a point, in words; null where nothing is. */
+  describeAt(u, v) {
+    const segment = this.at(u, v);
+    return segment && (segment.score === null ? segment.name : `${segment.name} ${percent(segment.score)}`);
+  }
+
+  /** The map at another size, row-major, nearest neighbour. The last size is kept. */
+  sample(width, height) {
+    if (this.sampled.width === width && this.sampled.height === height) return this.sampled.map;
+    const map = new Uint16Array(width * height);
+    const columns = Uint32Array.from(
+      { length: width },
+      (_, x) => Math.floor(((x + 0.5) * this.width) / width) * this.height,
+    );
+    for (let y = 0, i = 0; y < height; y++) {
+      const row = Math.floor(((y + 0.5) * this.height) / height);
+      for (let x = 0; x < width; x++, i++) map[i] = this.map[columns[x] + row];
+    }
+    this.sampled = { width, height, map };
+    return map;
+  }
+
+  /** Fills the canvas with the segments' colours, a thin lighter line where two meet. */
+  paint(canvas) {
+    const { width, height } = canvas;
+    const map = this.sample(width, height);
+    const fills = Uint32Array.from([0, ...this.segments.map((segment) => pixel(segment.color))]);
+    const edges = Uint32Array.from([
+      0,
+      ...this.segments.map((segment) => pixel(segment.color.map((c) => Math.round(c + (255 - c) * 0.6)))),
+    ]);
+    paintPixels(canvas, (pixels) => {
+      for (let y = 0, i = 0; y < height; y++) {
+        for (let x = 0; x < width; x++, i++) {
+          const id = map[i];
+          const meets = (x + 1 < width && map[i + 1] !== id) || (y + 1 < height && map[i + width] !== id);
+          pixels[i] = meets ? edges[id] : fills[id];
+        }
+      }
+    });
+  }
+
+  /** Shades all but one segment, and outlines that one. */
+  paintSpotlight(canvas, segment) {
+    const { width, height } = canvas;
+    const map = this.sample(width, height);
+    const id = segment.index + 1;
+    const reach = Math.max(1, Math.round(width / 640));
+    paintPixels(canvas, (pixels) => {
+      for (let y = 0, i = 0; y < height; y++) {
+        for (let x = 0; x < width; x++, i++) {
+          if (map[i] === id) continue; // stays clear
+          const touches =
+            (x >= reach && map[i - reach] === id) ||
+            (x + reach < width && map[i + reach] === id) ||
+            (y >= reach && map[i - reach * width] === id) ||
+            (y + reach < height && map[i + reach * width] === id);
+          pixels[i] = touches ? SPOTLIGHT_EDGE : SPOTLIGHT_SHADE;
+        }
+      }
+    });
+  }
+}
+
+/** The answer's items, largest first, with colour, a name that is unique ("person 2") and the share of the picture. */
+function describe(items, labels, pictureArea) {
+  const labelById = new Map(labels.map((label) => [label.label_id, label]));
+  const ofLabel = new Map();
+  for (const item of items) ofLabel.set(item.label_id, (ofLabel.get(item.label_id) ?? 0) + 1);
+
+  const seen = new Map();
+  return [...items]
+    .sort((a, b) => b.area - a.area)
+    .map((item, index) => {
+      const ordinal = seen.get(item.label_id) ?? 0;
+      seen.set(item.label_id, ordinal + 1);
+      const base = labelById.get(item.label_id)?.color ?? colorForLabel(item.label_id);
+      const several = ofLabel.get(item.label_id) > 1;
+      return {
+        index,
+        name: several ? `${item.label} ${ordinal + 1}` : item.label,
+        score: item.score ?? null,
+        share: item.area / pictureArea,
+        color: instanceShade(base, ordinal),
+        counts: item.rle.counts,
+      };
+    });
+}
+
+function paintPixels(canvas, fill) {
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  fill(new Uint32Array(image.data.buffer));
+  context.putImageData(image, 0, 0);
+}
