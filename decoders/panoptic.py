@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -68,7 +69,7 @@ def merge_panoptic(
     owner = torch.full((height, width), len(kept), dtype=torch.int32, device=device)
     inside = torch.zeros((height, width), dtype=torch.bool, device=device)  # does the owner's own mask hold the pixel?
     mask_areas: list[Tensor] = []
-    chunk = max(1, _CHUNK_PIXELS // (height * width))
+    chunk = max(1, _CHUNK_PIXELS // max(height * width, math.prod(geometry.input_size)))
     for start in range(0, len(kept), chunk):
         group = kept[start : start + chunk]
         masks = geometry.to_output(mask_logits[group]).sigmoid_()

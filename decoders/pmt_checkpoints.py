@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decoders.plain_mask_decoder import PlainMaskDecoder
 from encoders.features import EncoderSpec
-from encoders.key_map import CheckpointError, KeyMap
+from encoders.key_map import CheckpointError, KeyMap, fill
 
 _UNUSED_AT_INFERENCE = (
     "criterion.empty_weight",
@@ -37,8 +37,6 @@ def load_pmt_decoder(weights: Mapping[str, Tensor], spec: EncoderSpec, out_indic
     net = "network.decoder."
     ours = {"queries": keys.take(f"{net}q.weight")}
     num_queries, dim = ours["queries"].shape[-2:]
-    if dim != spec.embed_dim:
-        raise CheckpointError(f"the decoder is {dim} wide, but {spec.name} gives features of width {spec.embed_dim}")
     levels = keys.count("network.bn.{}.weight")
     for i in range(levels):
         lateral = f"laterals.{i}."
@@ -51,7 +49,9 @@ def load_pmt_decoder(weights: Mapping[str, Tensor], spec: EncoderSpec, out_indic
     for i in range(num_blocks):
         theirs, block = f"{net}blocks.{i}.", f"blocks.{i}."
         ours |= keys.copy(theirs, block, {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attention.proj"})
-        ours |= keys.fuse(f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv")
+        ours |= keys.fuse(
+            f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv", has_key_bias=False
+        )
         ours |= keys.copy(theirs, block, {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"})
         ours[f"{block}scale1"] = keys.take(f"{theirs}layer_scale1.lambda1")
         ours[f"{block}scale2"] = keys.take(f"{theirs}layer_scale2.lambda1")
@@ -62,6 +62,8 @@ def load_pmt_decoder(weights: Mapping[str, Tensor], spec: EncoderSpec, out_indic
         ours[f"{upscale}conv2.weight"] = keys.take(f"{theirs}conv2.weight")
     ours |= keys.copy(net, "", {f"mask_head.{i}": f"mask_head.{i}" for i in (0, 2, 4)})
     keys.finish("PMT image decoder")
+    if dim != spec.embed_dim:
+        raise CheckpointError(f"the decoder is {dim} wide, but {spec.name} gives features of width {spec.embed_dim}")
     decoder = PlainMaskDecoder(
         spec,
         out_indices=out_indices,
@@ -72,5 +74,5 @@ def load_pmt_decoder(weights: Mapping[str, Tensor], spec: EncoderSpec, out_indic
     )
     if levels != len(decoder.out_indices):
         raise CheckpointError(f"the checkpoint reads {levels} levels, but out_indices names {decoder.out_indices}")
-    decoder.load_state_dict(ours)
+    fill(decoder, ours, "this PMT checkpoint")
     return decoder.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from encoders import dinov2, dinov3
-from encoders.key_map import CheckpointError
+from encoders.key_map import CheckpointError, fill
 from encoders.vit import VisionTransformer
 
 _FORMATS = (
@@ -71,14 +71,7 @@ def build_encoder(
         some = ", ".join(sorted(weights)[:4])
         raise CheckpointError(f"{source}: no known encoder (DINOv2, DINOv3) has names such as {some}")
     encoder = VisionTransformer(config, revision)
-    wrong = [
-        f"{name} is {list(ours[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in encoder.state_dict().items()
-        if name in ours and ours[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{source}: shapes do not fit {config.name}: " + "; ".join(wrong[:8]))
-    encoder.load_state_dict(ours)
+    fill(encoder, ours, f"{source} ({config.name})")
     return encoder.eval().requires_grad_(False)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from encoders.key_map import CheckpointError, KeyMap
@@ -54,7 +53,7 @@ def from_hugging_face(
     ours = {
         "patch_embed.weight": patch_weight,
         "patch_embed.bias": keys.take("embeddings.patch_embeddings.projection.bias"),
-        "prefix_tokens": cls_token if registers is None else torch.cat((cls_token, registers), dim=1),
+        "prefix_tokens": cls_token if registers is None else keys.join(cls_token, registers),
         "positions": positions[:, 1:],
     }
     depth = keys.count("encoder.layer.{}.norm1.weight")
@@ -62,7 +61,9 @@ def from_hugging_face(
     for i in range(depth):
         theirs, block = f"encoder.layer.{i}.", f"blocks.{i}."
         ours |= keys.copy(theirs, block, {"norm1": "norm1", "norm2": "norm2"})
-        ours |= keys.fuse(f"{theirs}attention.attention.", ("query", "key", "value"), f"{block}attention.qkv")
+        ours |= keys.fuse(
+            f"{theirs}attention.attention.", ("query", "key", "value"), f"{block}attention.qkv", has_key_bias=True
+        )
         ours |= keys.copy(theirs, block, {"attention.output.dense": "attention.proj"})
         mlp = (
             {"mlp.weights_in": "mlp.fc1", "mlp.weights_out": "mlp.fc2"}
@@ -84,7 +85,7 @@ def from_timm(
     keys = KeyMap(weights)
     registers = keys.take("reg_token")
     ours = {
-        "prefix_tokens": torch.cat((keys.take("cls_token"), registers), dim=1),
+        "prefix_tokens": keys.join(keys.take("cls_token"), registers),
         "positions": keys.take("pos_embed"),
     }
     ours |= keys.copy("", "", {"patch_embed.proj": "patch_embed", "norm": "norm"})

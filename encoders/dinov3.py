@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from encoders.key_map import CheckpointError, KeyMap
@@ -39,14 +38,16 @@ def from_hugging_face(
         raise CheckpointError(f"position_grid {position_grid} was given, but DINOv3 has no learned positions")
     keys = KeyMap(weights, ignore=("embeddings.mask_token",))
     registers = keys.take("embeddings.register_tokens")
-    ours = {"prefix_tokens": torch.cat((keys.take("embeddings.cls_token"), registers), dim=1)}
+    ours = {"prefix_tokens": keys.join(keys.take("embeddings.cls_token"), registers)}
     ours |= keys.copy("", "", {"embeddings.patch_embeddings": "patch_embed", "norm": "norm"})
     stem = "model.layer." if "model.layer.0.norm1.weight" in weights else "layer."
     depth = keys.count(stem + "{}.norm1.weight")
     for i in range(depth):
         theirs, block = f"{stem}{i}.", f"blocks.{i}."
         ours |= keys.copy(theirs, block, {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attention.proj"})
-        ours |= keys.fuse(f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv")
+        ours |= keys.fuse(
+            f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv", has_key_bias=False
+        )
         ours |= keys.copy(theirs, block, {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"})
         ours[f"{block}scale1"] = keys.take(f"{theirs}layer_scale1.lambda1")
         ours[f"{block}scale2"] = keys.take(f"{theirs}layer_scale2.lambda1")

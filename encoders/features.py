@@ -69,6 +69,11 @@ class EncoderFeatures:
         """B, the number of pictures."""
         return next(iter(self.lateral_features.values())).shape[0]
 
+    @property
+    def device_type(self) -> str:
+        """Where the features lie, e.g. ``"cuda"``."""
+        return next(iter(self.lateral_features.values())).device.type
+
     def tokens(self, index: int) -> Tensor:
         """All tokens after block `index`: [B, P + N, C].
 
@@ -95,6 +100,8 @@ class EncoderFeatures:
 
     def rows(self, rows: list[int]) -> EncoderFeatures:
         """The features of some of the pictures, in the order of `rows`; a view where they are consecutive."""
+        if not rows or min(rows) < 0 or max(rows) >= self.batch_size:
+            raise IndexError(f"rows {rows} are not among the {self.batch_size} pictures of this pass")
         if rows == list(range(self.batch_size)):
             return self
         first, last = rows[0], rows[-1]
@@ -107,5 +114,8 @@ class EncoderFeatures:
         return EncoderFeatures(self.spec, self.grid_size, picked)
 
     def write_count(self) -> int:
-        """How often any of the tensors was written in place (torch's version counters, shared with all views)."""
+        """How often any of the tensors was written in place (torch's version counters, shared with all views).
+
+        Tensors made under `torch.inference_mode` have no counter; encode under `torch.no_grad`.
+        """
         return sum(t._version for t in self.lateral_features.values())

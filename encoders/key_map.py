@@ -1,11 +1,11 @@
-"""Renaming a checkpoint's tensors with nothing lost: every name is taken once, and what stays is an error."""
+"""Bringing a checkpoint's tensors into a module with nothing lost: every name is used once, or that is an error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class CheckpointError(ValueError):
@@ -36,6 +36,10 @@ class KeyMap:
         """The tensor of that name, or None."""
         return self._left.pop(name, None)
 
+    def join(self, *tensors: Tensor) -> Tensor:
+        """Tokens in a row, [1, T, C]; a stand-in if a name was missing so far (then `finish` raises)."""
+        return torch.empty(1, 1, 1, 1) if self._missing else torch.cat(tensors, dim=1)
+
     def count(self, pattern: str) -> int:
         """How many consecutive numbers, from 0, give a name when put into `pattern`'s ``{}``."""
         number = 0
@@ -53,16 +57,15 @@ class KeyMap:
             for kind in ("weight", "bias")
         }
 
-    def fuse(self, theirs: str, names: tuple[str, str, str], ours: str) -> dict[str, Tensor]:
-        """Stack query, key and value in that order; an absent key bias becomes zeros (SPEC of the PMT code, 8)."""
+    def fuse(self, theirs: str, names: tuple[str, str, str], ours: str, *, has_key_bias: bool) -> dict[str, Tensor]:
+        """Stack query, key and value in that order; where the family has no key bias, it becomes zeros."""
         weights = [self.take(f"{theirs}{name}.weight") for name in names]
         query, key, value = names
         query_bias, value_bias = self.take(f"{theirs}{query}.bias"), self.take(f"{theirs}{value}.bias")
-        key_bias = self.take_optional(f"{theirs}{key}.bias")
-        biases = [query_bias, torch.zeros_like(query_bias) if key_bias is None else key_bias, value_bias]
+        key_bias = self.take(f"{theirs}{key}.bias") if has_key_bias else torch.zeros_like(query_bias)
         if self._missing:
             return {}
-        return {f"{ours}.weight": torch.cat(weights), f"{ours}.bias": torch.cat(biases)}
+        return {f"{ours}.weight": torch.cat(weights), f"{ours}.bias": torch.cat((query_bias, key_bias, value_bias))}
 
     def finish(self, what: str) -> None:
         """Raise unless every name was taken and none was missing.
@@ -75,6 +78,26 @@ class KeyMap:
             parts = [f"missing: {_some(self._missing)}"] if self._missing else []
             parts += [f"left over: {_some(left)}"] if left else []
             raise CheckpointError(f"not a {what} checkpoint; " + "; ".join(parts))
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load `weights`, in the module's own names, into a module; every name and shape must fit.
+
+    Raises:
+        CheckpointError: lists what is missing, left over, or of another shape.
+    """
+    wanted = module.state_dict()
+    missing, left = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    wrong = [
+        f"{name} is {list(weights[name].shape)}, not {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].shape != wanted[name].shape
+    ]
+    parts = {"missing": missing, "left over": left, "of another shape": wrong}
+    if any(parts.values()):
+        told = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
+        raise CheckpointError(f"{source} does not fit; {told}")
+    module.load_state_dict(dict(weights))
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

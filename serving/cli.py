@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.key_map import CheckpointError
+from serving.cli_training import evaluate, train
 from serving.config import Settings
 from serving.errors import BundleError, PolyheadError
 
@@ -101,6 +102,10 @@ def pull(bundle: Annotated[str, typer.Argument(help="A bundle's name or YAML fil
     console.print(f"encoder of '{bundle}': {path}")
 
 
+app.command("train")(train)
+app.command("eval")(evaluate)
+
+
 def main() -> None:
     """Entry point: our own errors become one clear line and exit code 1."""
     logging.basicConfig(level=logging.WARNING)
@@ -165,9 +170,8 @@ def _segment_there(photo: Path, tasks: str | None, max_side: int | None, url: st
                 files[f"{task}.png"] = post(tasks=task, format="png").content
                 files[f"{task}_overlay.png"] = post(tasks=task, format="overlay").content
         except httpx.TransportError as error:
-            console.print(
-                f"[bold red]error[/] no server answers at {url} ({error}); start one with 'polyhead serve' or use --local"
-            )
+            remedy = "start one with 'polyhead serve', or add --local"
+            console.print(f"[bold red]error[/] no server answers at {url} ({error}); {remedy}", soft_wrap=True)
             raise SystemExit(1) from None
     return files
 
@@ -193,3 +197,7 @@ def _print_answer(answer: dict[str, Any], out: Path, files: list[str]) -> None:
 
 def _split(tasks: str | None) -> list[str] | None:
     return None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
+
+
+if __name__ == "__main__":
+    main()

@@ -31,8 +31,10 @@ def depth_target(sample: DepthSample, view: View, geometry: ImageGeometry, size:
     padded = torch.zeros(1, 2, *geometry.input_size)
     padded[..., : geometry.scaled_size[0], : geometry.scaled_size[1]] = scaled
     total, weight = F.adaptive_avg_pool2d(padded, size)[0]
-    magnification = max(sample.depth_m.shape) / max(geometry.image_size)
-    return torch.where(weight > 0.5, total / weight.clamp_min(1e-6) / magnification, torch.nan)
+    height, width = sample.depth_m.shape
+    whole = min(geometry.input_size[0] / height, geometry.input_size[1] / width)
+    part = min(geometry.input_size[0] / geometry.image_size[0], geometry.input_size[1] / geometry.image_size[1])
+    return torch.where(weight > 0.5, total / weight.clamp_min(1e-6) * whole / part, torch.nan)
 
 
 def depth_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -68,7 +70,10 @@ def train_depth(
     """Train a head in place on cached features; the arguments are those of `train_panoptic`, targets [views, h, w]."""
 
     def loss_of(rows: list[int], progress: float) -> Tensor:
-        return depth_loss(decoder(cache.features(features, rows))["depth_m"], targets[rows])
+        batch = cache.features(features, rows)
+        with torch.autocast(batch.device_type, torch.bfloat16):
+            predicted = decoder(batch)["depth_m"]
+        return depth_loss(predicted.float(), targets[rows])
 
     train_steps(
         decoder,

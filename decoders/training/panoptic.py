@@ -141,8 +141,10 @@ def train_panoptic(
     def loss_of(rows: list[int], progress: float) -> Tensor:
         probability = max(0.0, 1 - progress / 0.7) ** 0.9
         batch = cache.features(features, rows)
-        predictions = decoder.mask_decoder.forward_masked(batch, [probability] * num_blocks)
-        losses = [set_loss(masks, classes, [targets[row] for row in rows]) for masks, classes in predictions]
+        with torch.autocast(batch.device_type, torch.bfloat16):
+            predictions = decoder.mask_decoder.forward_masked(batch, [probability] * num_blocks)
+        wanted = [targets[row] for row in rows]
+        losses = [set_loss(masks.float(), classes.float(), wanted) for masks, classes in predictions]
         return torch.stack(losses).sum() / math.sqrt(len(losses))
 
     train_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Schedule:
     seed: int = 0
 
 
-PANOPTIC = Schedule(views_per_picture=10, least_side=0.4, steps=900, batch_size=8, learning_rate=4e-4)
+PANOPTIC = Schedule(views_per_picture=10, least_side=0.4, steps=700, batch_size=8, learning_rate=4e-4)
 DEPTH = Schedule(views_per_picture=4, least_side=0.6, steps=600, batch_size=8, learning_rate=1e-3)
 
 
@@ -135,8 +136,10 @@ def _encode(
     schedule: Schedule,
     progress: Progress,
 ) -> NDArray[np.float16]:
-    names = ",".join(sample.name for sample in samples)
-    key = f"{names}|{schedule.views_per_picture}|{schedule.least_side}|{schedule.seed}"
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.name} {sample.image.size}".encode() + sample.image.tobytes())
+    key = f"{digest.hexdigest()}|{schedule.views_per_picture}|{schedule.least_side}|{schedule.seed}"
 
     def load(index: int) -> Tensor:
         sample, view = views[index]

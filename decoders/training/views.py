@@ -68,8 +68,8 @@ def random_view(
     width, height = image.size
     box = (0, 0, width, height)
     if rng.random() >= whole_probability:
-        crop_w = round(width * rng.uniform(least_side, 1))
-        crop_h = round(height * rng.uniform(least_side, 1))
+        crop_w = max(1, round(width * rng.uniform(least_side, 1)))
+        crop_h = max(1, round(height * rng.uniform(least_side, 1)))
         left, top = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
         box = (left, top, left + crop_w, top + crop_h)
     light = rng.uniform(0.75, 1.3, size=3)

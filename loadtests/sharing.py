@@ -1,0 +1,249 @@
+"""What one encoder pass for several tasks saves, and what serving adds: bare torch loop, engine, HTTP (1, 8 clients).
+
+    python -m loadtests.sharing --rounds 5
+
+All arms run in turn within each round, so that a machine that slows down slows all of them; ratios are taken round by
+round. The raw figures, the machine and the commit go to a JSON file under `loadtests/results`.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import torch
+import typer
+from PIL import Image
+
+from decoders.base import PostprocessOptions
+from encoders.preprocess import resize_and_pad
+from serving.config import Settings
+from serving.engine import Engine
+from serving.pictures import decode_picture
+from serving.planner import taps
+
+TASKS = ("panoptic", "depth")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds; each runs every arm once.")] = 5,
+    pictures: Annotated[int, typer.Option(help="Pictures of each arm in a round.")] = 16,
+    photo: Annotated[Path | None, typer.Option(help="A photo [default: a drawn one]; scaled to 640 x 480.")] = None,
+) -> None:
+    """Measure and write the raw figures."""
+    data = _jpeg(photo)
+    engine = Engine.from_bundle("demo", cache_dir=Settings().cache_dir)
+    figures: dict[str, list[float]] = {}
+
+    def measure(name: str, run: Callable[[], Any]) -> None:
+        begun = time.perf_counter()
+        run()
+        seconds = (time.perf_counter() - begun) / pictures
+        figures.setdefault(name, []).append(seconds)
+        print(f"  {name:24s} {1e3 * seconds:8.1f} ms a picture", flush=True)
+
+    with _server() as url:
+        clients: dict[str, list[dict[str, float]]] = {}
+        bare_loop(engine, data, TASKS, 2, 1)
+        asyncio.run(post_all(url, data, 2, 1))
+        for number in range(1, rounds + 1):
+            print(f"round {number} of {rounds}", flush=True)
+            for task in TASKS:
+                measure(f"bare {task}", lambda task=task: bare_loop(engine, data, (task,), pictures, 1))  # type: ignore[misc]
+            measure("bare both", lambda: bare_loop(engine, data, TASKS, pictures, 1))
+            measure("bare both, batch 4", lambda: bare_loop(engine, data, TASKS, pictures, 4))
+            measure("engine both", lambda: [engine.predict(data, TASKS) for _ in range(pictures)])
+            for concurrency in (1, 8):
+                name = f"HTTP both, {concurrency} client" + ("s" if concurrency > 1 else "")
+                answers: list[dict[str, float]] = []
+                measure(name, lambda c=concurrency, a=answers: a.extend(asyncio.run(post_all(url, data, pictures, c))))  # type: ignore[misc]
+                clients.setdefault(name, []).extend(answers)
+    summary = summarise(figures, clients)
+    print(json.dumps(summary, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    now = datetime.now(UTC)
+    target = RESULTS / f"sharing-{now:%Y%m%d-%H%M}.json"
+    raw = {
+        "what": "seconds per picture, one figure per round; 640x480 JPEG",
+        "when": now.isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "commit": _commit(),
+        "rounds": rounds,
+        "pictures_per_arm": pictures,
+        "summary": summary,
+        "seconds_per_picture": figures,
+        "requests": clients,
+    }
+    target.write_text(json.dumps(raw, indent=1) + "\n")
+    print(f"wrote {target}")
+
+
+@torch.no_grad()
+def bare_loop(engine: Engine, data: bytes, tasks: tuple[str, ...], pictures: int, batch_size: int) -> None:
+    """The work itself and nothing else: decode, resize, encode, heads, post-process, in one thread."""
+    bundle = engine.bundle
+    heads = [bundle.heads[task] for task in tasks]
+    geometry = heads[0].geometry
+    for _ in range(pictures // batch_size):
+        images = [decode_picture(data) for _ in range(batch_size)]
+        places = [geometry.place((image.height, image.width)) for image in images]
+        pixels = torch.stack([resize_and_pad(i, p) for i, p in zip(images, places, strict=True)]).to(engine.device)
+        features = bundle.encoder(pixels, taps(tasks, bundle.heads))
+        for head in heads:
+            raw = head.decoder(features)
+            for row, place in enumerate(places):
+                head.decoder.postprocess({name: t[row] for name, t in raw.items()}, place, PostprocessOptions())
+
+
+async def post_all(url: str, data: bytes, pictures: int, concurrency: int) -> list[dict[str, float]]:
+    """Post the picture `pictures` times from `concurrency` clients that each wait for their answer."""
+    left = iter(range(pictures))
+    answers: list[dict[str, float]] = []
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+
+        async def one_client() -> None:
+            for _ in left:
+                begun = time.perf_counter()
+                response = await client.post(
+                    "/segment",
+                    params={"tasks": ",".join(TASKS)},
+                    content=data,
+                    headers={"Content-Type": "image/jpeg"},
+                )
+                wall_ms = 1e3 * (time.perf_counter() - begun)
+                response.raise_for_status()
+                timing = response.json()["timing"]
+                work_ms = timing["decode_ms"] + timing["encoder_ms"] + sum(timing["heads_ms"].values())
+                answers.append(
+                    {
+                        "wall_ms": wall_ms,
+                        "decode_and_model_ms": work_ms,
+                        "queue_ms": timing["queue_ms"],
+                        "preprocess_ms": timing["preprocess_ms"],
+                        "postprocess_ms": timing["postprocess_ms"],
+                        "encoder_passes": timing["encoder_passes"],
+                        "batch_size": timing["batch_size"],
+                    }
+                )
+
+        await asyncio.gather(*(one_client() for _ in range(concurrency)))
+    return answers
+
+
+def summarise(figures: dict[str, list[float]], clients: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians, and ratios taken round by round: median (lowest to highest)."""
+
+    def ratio(numerator: list[float], denominator: list[float]) -> str:
+        values = [a / b for a, b in zip(numerator, denominator, strict=True)]
+        return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    apart = [sum(pair) for pair in zip(*(figures[f"bare {task}"] for task in TASKS), strict=True)]
+    one, eight = clients["HTTP both, 1 client"], clients["HTTP both, 8 clients"]
+    return {
+        "ms_per_picture": {name: round(1e3 * statistics.median(values), 1) for name, values in figures.items()},
+        "apart / together (bare)": ratio(apart, figures["bare both"]),
+        "engine throughput / bare": ratio(figures["bare both"], figures["engine both"]),
+        "HTTP throughput at 8 clients / bare, batch 4": ratio(
+            figures["bare both, batch 4"], figures["HTTP both, 8 clients"]
+        ),
+        "p50 at 1 client, ms": round(statistics.median(a["wall_ms"] for a in one), 1),
+        "p50 added at 1 client (all but decode and model), ms": round(
+            statistics.median(a["wall_ms"] - a["decode_and_model_ms"] for a in one), 1
+        ),
+        "p95 at 8 clients, ms": round(float(np.percentile([a["wall_ms"] for a in eight], 95)), 1),
+        "encoder passes per request": sorted({a["encoder_passes"] for rows in clients.values() for a in rows}),
+    }
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """A server of our own on free ports, as a user would start it."""
+    names = ("http", "grpc", "METRICS", "STATS", "HTTP", "GRPC")
+    ports = dict(zip(names, (str(port) for port in _free_ports(len(names))), strict=True))
+    environment = os.environ | {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": ports["METRICS"],
+        "RAY_SERVE_HAPROXY_STATS_PORT": ports["STATS"],
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports["HTTP"],
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports["GRPC"],
+    }
+    command = [sys.executable, "-m", "serving.cli", "serve", "--http-port", ports["http"], "--grpc-port", ports["grpc"]]
+    url = f"http://127.0.0.1:{ports['http']}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            for _ in range(240):
+                try:
+                    if httpx.get(f"{url}/readyz").is_success:
+                        break
+                except httpx.TransportError:
+                    time.sleep(1)
+            else:
+                log.seek(0)
+                raise RuntimeError(f"the server did not get ready:\n{log.read().decode()}")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for number in sockets:
+        number.bind(("127.0.0.1", 0))
+    ports = [number.getsockname()[1] for number in sockets]
+    for number in sockets:
+        number.close()
+    return ports
+
+
+def _jpeg(photo: Path | None) -> bytes:
+    if photo is None:
+        y, x = np.mgrid[:480, :640]
+        image = Image.fromarray(np.stack((x % 256, y % 256, (x * y // 97) % 256), axis=-1).astype(np.uint8))
+    else:
+        image = Image.open(photo).convert("RGB").resize((640, 480))
+    with tempfile.SpooledTemporaryFile() as file:
+        image.save(file, "JPEG", quality=90)
+        file.seek(0)
+        return file.read()
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _commit() -> str:
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+if __name__ == "__main__":
+    typer.run(main)

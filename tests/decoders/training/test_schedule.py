@@ -1,0 +1,123 @@
+"""The optimisation loop: which rows, which learning rate, and what is left behind."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from decoders.training.schedule import WEIGHT_DECAY, train_steps
+
+
+def train(
+    head: nn.Module, loss_of: object = None, **overrides: object
+) -> tuple[list[list[int]], list[tuple[int, float]]]:
+    """Run the loop; the rows that were drawn, and what was reported."""
+    drawn: list[list[int]] = []
+    reported: list[tuple[int, float]] = []
+
+    def loss(rows: list[int], progress: float) -> Tensor:
+        drawn.append(rows)
+        return head(torch.ones(1, 2)).pow(2).mean()
+
+    options: dict[str, Any] = {"steps": 20, "batch_size": 3, "learning_rate": 0.1, "seed": 0} | overrides
+    train_steps(head, 5, loss_of or loss, report=lambda *told: reported.append(told), **options)
+    return drawn, reported
+
+
+def test_every_row_is_drawn_once_in_each_epoch() -> None:
+    drawn, _ = train(nn.Linear(2, 1), steps=5)
+    flat = [row for rows in drawn for row in rows]
+    assert all(len(rows) == 3 for rows in drawn)
+    for epoch in range(3):
+        assert sorted(flat[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_may_be_larger_than_the_number_of_views() -> None:
+    drawn, _ = train(nn.Linear(2, 1), steps=2, batch_size=12)
+    assert [len(rows) for rows in drawn] == [12, 12]
+    assert set(drawn[0]) == set(range(5))
+
+
+def test_loss_is_reported_at_every_step_and_falls() -> None:
+    _, reported = train(nn.Linear(2, 1))
+    assert [step for step, _ in reported] == list(range(1, 21))
+    assert reported[-1][1] < reported[0][1]
+
+
+def test_progress_runs_from_zero_to_just_below_one() -> None:
+    head, seen = nn.Linear(2, 1), []
+
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        seen.append(progress)
+        return head(torch.ones(1, 2)).sum()
+
+    train(head, loss_of, steps=4)
+    assert seen == [0, 0.25, 0.5, 0.75]
+
+
+def test_one_seed_gives_one_result() -> None:
+    start = nn.Linear(2, 1)
+    first, second = copy.deepcopy(start), copy.deepcopy(start)
+    assert train(first)[0] == train(second)[0] != train(copy.deepcopy(start), seed=1)[0]
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_the_head_learns_in_train_mode_and_is_left_in_eval_mode() -> None:
+    head, modes = nn.Linear(2, 1).eval(), []
+
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        modes.append(head.training)
+        return head(torch.ones(1, 2)).sum()
+
+    train(head, loss_of, steps=2)
+    assert modes == [True, True]
+    assert not head.training
+
+
+def test_learning_rate_warms_up_to_its_peak_and_ends_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def record(self: torch.optim.AdamW, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    train(nn.Linear(2, 1), steps=100, learning_rate=0.5)
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(0.5)
+    assert rates[0] == pytest.approx(0.5 / 5)  # 5 % of 100 steps warm up
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_only_matrices_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[tuple[int, float]]] = []
+    step = torch.optim.AdamW.step
+
+    def record(self: torch.optim.AdamW, *args: object) -> object:
+        groups.append([(p.ndim, group["weight_decay"]) for group in self.param_groups for p in group["params"]])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    train(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), steps=1)
+    assert sorted(groups[0]) == [(1, 0.0), (1, 0.0), (1, 0.0), (2, WEIGHT_DECAY)]
+
+
+def test_a_huge_gradient_is_clipped() -> None:
+    head = nn.Linear(2, 1)
+    gradients: list[float] = []
+
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        if head.weight.grad is not None:
+            norms = [p.grad.norm() for p in head.parameters() if p.grad is not None]
+            gradients.append(float(torch.stack(norms).norm()))
+        return 1e6 * head(torch.ones(1, 2)).sum()
+
+    train(head, loss_of, steps=3)
+    assert gradients == pytest.approx([1, 1], rel=1e-3)

@@ -1,0 +1,165 @@
+"""The encoder's forward: equal to the published implementations, and sparing with blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from encoders.checkpoints import build_encoder, load_encoder
+from encoders.vit import VisionTransformer
+
+ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+DINOV2 = SIZES | {"patch_size": 14, "image_size": 70, "mlp_ratio": 2}
+ORACLES: dict[str, Callable[[], Any]] = {
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2)),
+    "dinov2_swiglu": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2, use_swiglu_ffn=True)),
+    "dinov2_registers": lambda: transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=4)
+    ),
+    "dinov2_registers_swiglu": lambda: transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=4, use_swiglu_ffn=True)
+    ),
+    "dinov3": lambda: transformers.DINOv3ViTModel(
+        transformers.DINOv3ViTConfig(**SIZES, patch_size=16, intermediate_size=64, num_register_tokens=4)
+    ),
+}
+GRIDS = [(5, 5), (1, 1), (4, 6), (9, 2), (3, 7), (11, 8)]
+"""(grid_h, grid_w): that of the learned positions, one patch, and odd and even ones on both sides of it."""
+
+
+@pytest.fixture(scope="module", params=ORACLES)
+def oracle_and_ours(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, VisionTransformer]:
+    """A transformers model with random weights, and ours, loaded from the directory that it saved."""
+    transformers.utils.logging.disable_progress_bar()
+    oracle = ORACLES[request.param]().eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            gain = "lambda1" in name or ("norm" in name and name.endswith("weight"))
+            parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator) + gain)
+    directory = tmp_path_factory.mktemp(request.param)
+    oracle.save_pretrained(directory)
+    return oracle, load_encoder(directory, num_heads=4)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
+@torch.no_grad()
+def test_every_block_equals_transformers(oracle_and_ours: tuple[Any, VisionTransformer], grid: tuple[int, int]) -> None:
+    oracle, ours = oracle_and_ours
+    images = torch.rand(2, 3, grid[0] * ours.spec.patch_size, grid[1] * ours.spec.patch_size)
+    features = ours(images, range(ours.spec.depth))
+    expected = oracle((images - ours.pixel_mean) / ours.pixel_std, output_hidden_states=True)
+    final_norm = oracle.norm if hasattr(oracle, "norm") else oracle.layernorm
+    assert features.grid_size == grid
+    assert len(expected.hidden_states) == ours.spec.depth + 1
+    for index in range(ours.spec.depth):
+        torch.testing.assert_close(
+            features.tokens(index), final_norm(expected.hidden_states[index + 1]), atol=1e-4, rtol=0
+        )
+    torch.testing.assert_close(features.tokens(ours.spec.depth - 1), expected.last_hidden_state, atol=1e-4, rtol=0)
+
+
+def test_spec_is_read_off_the_saved_model(oracle_and_ours: tuple[Any, VisionTransformer]) -> None:
+    oracle, ours = oracle_and_ours
+    config = oracle.config
+    registers = getattr(config, "num_register_tokens", 0)
+    assert (ours.spec.embed_dim, ours.spec.depth, ours.spec.num_heads) == (32, 3, 4)
+    assert ours.spec.patch_size == config.patch_size
+    assert ours.spec.num_prefix_tokens == 1 + registers
+    assert ours.config.gated_mlp == getattr(config, "use_swiglu_ffn", False)
+
+
+@pytest.mark.parametrize("case", ["image_dinov2_tiny", "image_dinov3_tiny"])
+@torch.no_grad()
+def test_normed_features_equal_pmt(read_golden: ReadGolden, case: str) -> None:
+    facts, expected = read_golden(f"{case}.io")
+    config = facts["config"]
+    _, weights = read_golden(f"{case}.encoder")
+    height, width = config["img_size"]
+    grid = (height // 16, width // 16) if config["family"] == "dinov2" else None
+    encoder = build_encoder(weights, revision="golden", num_heads=config["heads"], position_grid=grid)
+    features = encoder(expected["image_u8"], config["interaction"])
+    for level, index in enumerate(config["interaction"]):
+        torch.testing.assert_close(features.tokens(index), expected[f"feature_norm.{level}"], atol=5e-5, rtol=0)
+
+
+@contextmanager
+def watched_blocks(encoder: VisionTransformer) -> Iterator[list[int]]:
+    """A list that grows by a block's index whenever that block runs."""
+    ran: list[int] = []
+    with ExitStack() as hooks:
+        for index, block in enumerate(encoder.blocks):
+            hooks.enter_context(block.register_forward_hook(lambda *_, index=index: ran.append(index)))
+        yield ran
+
+
+def test_blocks_after_the_last_tap_do_not_run(tiny_encoder: VisionTransformer) -> None:
+    with watched_blocks(tiny_encoder) as ran:
+        tiny_encoder(torch.rand(1, 3, 16, 16), [2, 0])
+    assert ran == [0, 1, 2]
+
+
+def test_only_asked_blocks_are_tapped(tiny_encoder: VisionTransformer) -> None:
+    features = tiny_encoder(torch.rand(1, 3, 16, 24), [3, 1, 3])
+    assert list(features.lateral_features) == [1, 3]
+    assert features.tokens(1).shape == (1, 3 + 2 * 3, 16)
+
+
+def test_a_tap_does_not_depend_on_the_other_taps(tiny_encoder: VisionTransformer) -> None:
+    images = torch.rand(1, 3, 16, 24)
+    alone, together = tiny_encoder(images, [2]), tiny_encoder(images, range(4))
+    torch.testing.assert_close(alone.tokens(2), together.tokens(2), atol=0, rtol=0)
+    assert not torch.equal(together.tokens(2), together.tokens(3))
+
+
+def test_bytes_and_unit_floats_of_one_picture_give_equal_features(tiny_encoder: VisionTransformer) -> None:
+    images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    from_bytes, from_floats = tiny_encoder(images, [3]), tiny_encoder(images.float() / 255, [3])
+    torch.testing.assert_close(from_bytes.tokens(3), from_floats.tokens(3))
+
+
+def test_a_picture_in_a_batch_gets_the_features_it_gets_alone(tiny_encoder: VisionTransformer) -> None:
+    images = torch.rand(3, 3, 24, 16)
+    batched = tiny_encoder(images, [1, 3])
+    for row in range(3):
+        alone = tiny_encoder(images[row : row + 1], [1, 3])
+        for index in (1, 3):
+            torch.testing.assert_close(batched.tokens(index)[row : row + 1], alone.tokens(index))
+
+
+@pytest.mark.parametrize("position_grid", [None, (4, 4)], ids=["rope", "learned"])
+def test_grids_of_different_sizes_do_not_disturb_each_other(
+    make_encoder: Callable[..., VisionTransformer], position_grid: tuple[int, int] | None
+) -> None:
+    encoder, fresh = (make_encoder(position_grid=position_grid) for _ in range(2))
+    images = torch.rand(1, 3, 16, 24)
+    encoder(torch.rand(1, 3, 24, 16), [3])
+    encoder(images, [3])
+    torch.testing.assert_close(encoder(images, [3]).tokens(3), fresh(images, [3]).tokens(3), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 17, 16), (1, 3, 16, 20)])
+def test_images_of_a_wrong_shape_are_refused_with_shape_and_rule(
+    tiny_encoder: VisionTransformer, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"multiples of 8") as error:
+        tiny_encoder(torch.rand(shape), [0])
+    assert str(list(shape)) in str(error.value)
+
+
+@pytest.mark.parametrize("indices", [[4], [-1], [0, 7]])
+def test_taps_outside_the_encoder_are_refused_before_any_block_runs(
+    tiny_encoder: VisionTransformer, indices: list[int]
+) -> None:
+    with watched_blocks(tiny_encoder) as ran, pytest.raises(ValueError, match=r"outside 0\.\.3 of tiny"):
+        tiny_encoder(torch.rand(1, 3, 16, 16), indices)
+    assert ran == []
