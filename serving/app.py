@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,10 @@ def start(settings: Settings) -> None:
     """Start Ray on this machine, deploy, and wait until the replicas are ready.
 
     Raises:
-        StartError: the deployment failed; the replicas' log says why.
+        StartError: a port is taken, or the deployment failed.
     """
+    for port, option in ((settings.http_port, "--http-port"), (settings.grpc_port, "--grpc-port")):
+        _check_free(settings.host, port, option)
     _set_environment(settings)
     import ray
     from ray import serve
@@ -67,15 +70,15 @@ def start(settings: Settings) -> None:
     ray.init(
         address="local",  # never join a cluster that a crashed run left behind
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,  # the replicas' logs stand in files; see `log_directory`
     )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
         grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=SERVICER_FUNCTIONS),
     )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -93,10 +96,12 @@ def log_directory() -> Path:
 
 
 def stop() -> None:
-    """Drain the replicas and end the Ray that `start` began."""
+    """Drain the replicas and end the Ray that `start` began, if it got that far."""
     import ray
     from ray import serve
 
+    if not ray.is_initialized():
+        return
     serve.shutdown()
     ray.shutdown()
 
@@ -117,6 +122,16 @@ def application(settings: Settings) -> Application:
     return deployment.bind(settings.model_dump(mode="json"))
 
 
+def _check_free(host: str, port: int, option: str) -> None:
+    """HAProxy would retry for a minute and then say little."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(f"can't listen on {host}:{port}: {error.strerror}; choose another with {option}") from None
+
+
 def _set_environment(settings: Settings) -> None:
     """Ray reads these when it is imported; what the operator has set stays."""
     scratch = Path(tempfile.gettempdir()) / f"polyhead-{os.getuid()}-{settings.http_port}"
@@ -131,7 +146,6 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     for name, value in defaults.items():
