@@ -1,0 +1,281 @@
+"""Shared pieces of the serving tests: a tiny bundle in memory and on disk, a head that can be told to misbehave."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from decoders.base import Decoder, PostprocessOptions
+from decoders.depth import DepthDecoder
+from decoders.labels import LabelSet, load_label_set
+from decoders.panoptic import PanopticDecoder
+from decoders.results import DepthResult
+from decoders.training.recipes import save_head
+from encoders.checkpoints import load_encoder
+from encoders.features import EncoderFeatures
+from encoders.preprocess import ImageGeometry, InputGeometry
+from encoders.vit import VisionTransformer
+from serving.bundles import Bundle
+from serving.config import Settings
+from serving.engine import Engine, PassInput, PassOutput, PassReport
+from serving.planner import Head
+from serving.runner import RunPass
+from serving.service import SegmentationService
+
+COMMON = InputGeometry(56, 56)
+
+
+class ProbeHead(nn.Module):
+    """A head without weights: answers the mean of its tokens as depth, and does what a test tells it to.
+
+    Args:
+        out_indices: blocks that it reads.
+        on_call: called with the features and this head's output before it is returned.
+        on_postprocess: called with a picture's raw output first.
+    """
+
+    kind: ClassVar[str] = "depth"
+
+    def __init__(
+        self,
+        out_indices: tuple[int, ...] = (1,),
+        on_call: Callable[[EncoderFeatures, dict[str, Tensor]], None] = lambda features, raw: None,
+        on_postprocess: Callable[[Mapping[str, Tensor]], None] = lambda raw: None,
+    ) -> None:
+        super().__init__()
+        self.out_indices = out_indices
+        self.batch_sizes: list[int] = []
+        self.tapped: list[tuple[int, ...]] = []
+        self._on_call = on_call
+        self._on_postprocess = on_postprocess
+
+    def forward(self, features: EncoderFeatures) -> dict[str, Tensor]:
+        """``{"value": [B, 1, 1]}``."""
+        self.batch_sizes.append(features.batch_size)
+        self.tapped.append(tuple(features.lateral_features))
+        tokens = sum(features.tokens(index) for index in self.out_indices)
+        assert isinstance(tokens, Tensor)
+        raw = {"value": tokens.abs().mean(dim=(1, 2))[:, None, None]}
+        self._on_call(features, raw)
+        return raw
+
+    def postprocess(
+        self, raw: Mapping[str, Tensor], geometry: ImageGeometry, options: PostprocessOptions
+    ) -> DepthResult:
+        """The same value everywhere."""
+        self._on_postprocess(raw)
+        return DepthResult(np.full(geometry.output_size, raw["value"].item(), dtype=np.float32))
+
+
+def enliven(head: nn.Module, seed: int) -> None:
+    """Seeded weights large enough that an untrained head's queries differ from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if parameter.ndim > 1:
+                scale = 3.0 if name.endswith("queries") else 2 / parameter[0].numel() ** 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+        if isinstance(head, PanopticDecoder):
+            head.mask_decoder.class_head.bias[-1] = -1e4  # never "no object"
+    head.eval().requires_grad_(False)
+
+
+def make_heads(encoder: VisionTransformer, labels: LabelSet) -> tuple[PanopticDecoder, DepthDecoder]:
+    """A panoptic head that lets every segment through and a depth head, which read different blocks."""
+    panoptic = PanopticDecoder(
+        encoder.spec,
+        label_set=labels,
+        out_indices=(0, 2),
+        num_queries=8,
+        num_blocks=1,
+        score_threshold=0,
+        overlap_threshold=0,
+    )
+    depth = DepthDecoder(encoder.spec, out_indices=(1, 2), hidden_dim=16, num_bins=8)
+    enliven(panoptic, 1)
+    enliven(depth, 2)
+    return panoptic, depth
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """The models are so small that waking a second thread costs more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Gate:
+    """Stands before `run_pass` and holds the accelerator's thread there until it is opened.
+
+    Attributes:
+        entered: set once a batch stands at the gate.
+        opened: set to let everything through.
+        batches: the inputs of every batch that came.
+    """
+
+    def __init__(self, run_pass: RunPass) -> None:
+        self._run_pass = run_pass
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self.batches: list[list[PassInput]] = []
+
+    def __call__(self, inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+        """As `Engine.run_pass`."""
+        self.batches.append(list(inputs))
+        self.entered.set()
+        assert self.opened.wait(60), "the test never opened the gate"
+        return self._run_pass(inputs)
+
+
+@pytest.fixture
+def make_gate() -> Iterator[Callable[[RunPass], Gate]]:
+    """Builds gates around a `run_pass`; all are opened when the test ends."""
+    gates: list[Gate] = []
+
+    def make(run_pass: RunPass) -> Gate:
+        gates.append(Gate(run_pass))
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.opened.set()
+
+
+@pytest.fixture
+def make_service(
+    make_bundle: Callable[..., Bundle], settings: Settings, make_gate: Callable[[RunPass], Gate]
+) -> Iterator[Callable[..., SegmentationService]]:
+    """Builds a service on a bundle (the tiny one unless given); keyword arguments override its settings.
+
+    With `gated`, `service.engine.run_pass` is a `Gate`. Every service is drained when the test ends.
+    """
+    services: list[tuple[SegmentationService, Gate | None]] = []
+
+    def make(bundle: Bundle | None = None, *, gated: bool = False, **overrides: Any) -> SegmentationService:
+        engine = Engine(bundle or make_bundle())
+        gate = make_gate(engine.run_pass) if gated else None
+        if gate is not None:
+            engine.run_pass = gate  # type: ignore[method-assign]
+        service = SegmentationService(engine, Settings(**(settings.model_dump() | overrides)))
+        services.append((service, gate))
+        return service
+
+    yield make
+    for service, gate in services:
+        if gate is not None:
+            gate.opened.set()
+        service.drain()
+
+
+@pytest.fixture(scope="session")
+def probe_head() -> type[ProbeHead]:
+    """The class `ProbeHead`."""
+    return ProbeHead
+
+
+@pytest.fixture
+def make_bundle(make_encoder: Callable[..., VisionTransformer]) -> Callable[..., Bundle]:
+    """Builds a bundle ("panoptic" and "depth" at 56 x 56, and whatever heads are given by task) in memory.
+
+    A head is a decoder, or a pair (decoder, (height, width)) for a geometry of its own. Given heads come after the two,
+    unless `first` is set.
+    """
+
+    def make(*, first: bool = False, **given: Decoder | tuple[Decoder, tuple[int, int]]) -> Bundle:
+        encoder = make_encoder(
+            embed_dim=32, depth=3, num_heads=2, patch_size=14, mlp_dim=64, position_grid=(4, 4), revision="abc123"
+        )
+        labels = load_label_set("coco_supercategories")
+        panoptic, depth = make_heads(encoder, labels)
+        heads = {
+            "panoptic": Head("panoptic", panoptic, COMMON, "Things and stuff."),
+            "depth": Head("depth", depth, COMMON, "Metres."),
+        }
+        more = {}
+        for task, value in given.items():
+            decoder, size = value if isinstance(value, tuple) else (value, COMMON.input_size)
+            more[task] = Head(task, decoder, InputGeometry(*size))
+        return Bundle(
+            "tiny", encoder, more | heads if first else heads | more, ("panoptic", "depth"), {"panoptic": labels}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML file of a tiny bundle on disk: an encoder as `transformers` saves it, and the weights of two heads."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("tiny_bundle")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = Dinov2Config(
+            hidden_size=64, num_hidden_layers=3, num_attention_heads=1, mlp_ratio=2, patch_size=14, image_size=56
+        )
+        Dinov2Model(config).save_pretrained(folder / "encoder")
+    panoptic, depth = make_heads(load_encoder(folder / "encoder"), load_label_set("coco_supercategories"))
+    save_head(panoptic, folder / "panoptic.safetensors", {})
+    save_head(depth, folder / "depth.safetensors", {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_BUNDLE, sort_keys=False))
+    return folder / "tiny.yaml"
+
+
+TINY_BUNDLE: dict[str, Any] = {
+    "name": "tiny",
+    "encoder": {"path": "encoder"},
+    "geometry": {"height": 56, "width": 56},
+    "default_tasks": ["panoptic", "depth"],
+    "tasks": {
+        "panoptic": {
+            "decoder": "panoptic",
+            "weights": "panoptic.safetensors",
+            "labels": "coco_supercategories",
+            "description": "Things and stuff.",
+            "settings": {
+                "out_indices": [0, 2],
+                "num_queries": 8,
+                "num_blocks": 1,
+                "score_threshold": 0,
+                "overlap_threshold": 0,
+            },
+        },
+        "depth": {
+            "decoder": "depth",
+            "weights": "depth.safetensors",
+            "settings": {"out_indices": [1, 2], "hidden_dim": 16, "num_bins": 8},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    """Settings of a small server, whatever the environment says."""
+    return Settings(
+        device="cpu", max_queued_pictures=4, decode_threads=2, max_upload_bytes=200_000, max_pixels=1_000_000
+    )
+
+
+@pytest.fixture(scope="session")
+def encode_picture(draw_picture: Callable[..., Image.Image]) -> Callable[..., bytes]:
+    """Draws a picture of (height, width) and returns it as a file; keyword arguments go to Pillow's `save`."""
+
+    def encode(height: int = 60, width: int = 90, seed: int = 0, *, file_format: str = "PNG", **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        draw_picture(height, width, seed).save(buffer, file_format, **options)
+        return buffer.getvalue()
+
+    return encode

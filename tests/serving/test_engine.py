@@ -1,0 +1,483 @@
+"""The engine: one pass for all heads of a geometry, each head on its own rows, and whoever fails fails alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from decoders.base import PostprocessOptions
+from decoders.results import DepthResult, PanopticResult, Result
+from encoders.features import EncoderFeatures
+from serving.bundles import Bundle
+from serving.engine import Engine, PassInput, PassReport, count_pass
+from serving.errors import EncoderFailedError, HeadFailedError, InvalidImageError, UnsupportedTaskError
+from serving.types import Prediction, PredictOptions, Timing
+
+SIZES = ((60, 90), (100, 40), (56, 56))
+
+EncoderCall = tuple[int, tuple[int, ...]]
+"""Pictures in a forward call of the encoder, and the blocks that were tapped."""
+
+
+@pytest.fixture
+def engine(make_bundle: Callable[..., Bundle]) -> Engine:
+    return Engine(make_bundle())
+
+
+@pytest.fixture
+def picture(draw_picture: Callable[..., Image.Image]) -> Image.Image:
+    return draw_picture(*SIZES[0])
+
+
+@pytest.fixture
+def pictures(draw_picture: Callable[..., Image.Image]) -> list[Image.Image]:
+    """Three of different sizes and content."""
+    return [draw_picture(*size, seed) for seed, size in enumerate(SIZES)]
+
+
+def encoder_calls(engine: Engine) -> list[EncoderCall]:
+    """A list that grows by one with every forward call of the encoder."""
+    calls: list[EncoderCall] = []
+    engine.bundle.encoder.register_forward_pre_hook(lambda module, args: calls.append((len(args[0]), tuple(args[1]))))
+    return calls
+
+
+def run(engine: Engine, wishes: list[tuple[Image.Image, tuple[str, ...]]]) -> tuple[list[Prediction], PassReport]:
+    """One batched pass over pictures that want different tasks of one geometry, as a server runs it."""
+    options = PredictOptions()
+    inputs = [engine.prepare(image, tasks, options)[0] for image, tasks in wishes]
+    outputs, report = engine.run_pass(inputs)
+    predictions = []
+    for item, output in zip(inputs, outputs, strict=True):
+        results, errors = engine.finish([item], [output], options)
+        predictions.append(Prediction(item.geometry.image_size, item.geometry.output_size, results, errors, Timing()))
+    return predictions, report
+
+
+def assert_same(left: Mapping[str, Result], right: Mapping[str, Result]) -> None:
+    """The same answers up to rounding."""
+    assert left.keys() == right.keys()
+    for task, one in left.items():
+        other = right[task]
+        if isinstance(one, PanopticResult):
+            assert isinstance(other, PanopticResult)
+            np.testing.assert_array_equal(one.segment_map, other.segment_map)
+            assert [(s.segment_id, s.label_id, s.area, s.bbox) for s in one.segments] == [
+                (s.segment_id, s.label_id, s.area, s.bbox) for s in other.segments
+            ]
+            np.testing.assert_allclose([s.score for s in one.segments], [s.score for s in other.segments], atol=1e-4)
+        else:
+            assert isinstance(other, DepthResult)
+            np.testing.assert_allclose(one.depth_m, other.depth_m, rtol=1e-3)
+
+
+# One pass
+
+
+def test_two_tasks_of_one_geometry_cost_one_encoder_pass(engine: Engine, picture: Image.Image) -> None:
+    calls = encoder_calls(engine)
+    prediction = engine.predict(picture, ["panoptic", "depth"])[0]
+    assert prediction.timing.encoder_passes == 1
+    assert len(calls) == 1
+    assert prediction.results.keys() == {"panoptic", "depth"}
+
+
+def test_a_pass_taps_the_union_of_the_blocks_that_its_heads_read(engine: Engine, picture: Image.Image) -> None:
+    calls = encoder_calls(engine)
+    engine.predict(picture, ["depth", "panoptic"])
+    engine.predict(picture, ["depth"])
+    assert calls == [(1, (0, 1, 2)), (1, (1, 2))]
+
+
+def test_a_head_with_a_geometry_of_its_own_costs_a_second_pass(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    engine = Engine(make_bundle(fine=(probe_head((0,)), (84, 112))))
+    calls = encoder_calls(engine)
+    prediction = engine.predict(picture, ["panoptic", "fine", "depth"])[0]
+    assert prediction.timing.encoder_passes == 2
+    assert calls == [(1, (0, 1, 2)), (1, (0,))]
+    assert prediction.results.keys() == {"panoptic", "fine", "depth"}
+    assert prediction.timing.heads_ms.keys() == {"panoptic", "fine", "depth"}
+
+
+def test_the_results_together_are_the_results_apart(engine: Engine, picture: Image.Image) -> None:
+    together = engine.predict(picture, ["panoptic", "depth"])[0].results
+    apart = {task: engine.predict(picture, [task])[0].results[task] for task in ("panoptic", "depth")}
+    assert_same(together, apart)
+
+
+def test_requests_that_want_different_heads_share_one_pass(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
+) -> None:
+    probe = probe_head((1,))
+    engine = Engine(make_bundle(probe=probe))
+    calls = encoder_calls(engine)
+    predictions, report = run(
+        engine, [(pictures[0], ("depth",)), (pictures[1], ("panoptic", "probe")), (pictures[2], ("probe",))]
+    )
+    assert calls == [(3, (0, 1, 2))]
+    assert [set(prediction.results) for prediction in predictions] == [{"depth"}, {"panoptic", "probe"}, {"probe"}]
+    assert (report.encoder_runs, report.batch_size) == (1, 3)
+
+
+@pytest.mark.parametrize("wanting", [(0,), (1, 2), (0, 2), (0, 1, 2)])
+def test_a_head_runs_on_its_own_rows_only(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image], wanting: tuple[int, ...]
+) -> None:
+    probe = probe_head((1,))
+    engine = Engine(make_bundle(probe=probe))
+    alone = [engine.predict(picture, ["probe"])[0].results["probe"] for picture in pictures]
+    probe.batch_sizes.clear()
+    wishes = [(image, ("depth", "probe") if i in wanting else ("depth",)) for i, image in enumerate(pictures)]
+    predictions, report = run(engine, wishes)
+    assert probe.batch_sizes == [len(wanting)]
+    assert report.head_rows == {"depth": 3, "probe": len(wanting)}
+    for i, prediction in enumerate(predictions):
+        assert ("probe" in prediction.results) == (i in wanting)
+        if i in wanting:
+            assert_same({"probe": prediction.results["probe"]}, {"probe": alone[i]})
+
+
+def test_a_picture_batched_with_strangers_gets_the_result_it_gets_alone(
+    engine: Engine, pictures: list[Image.Image]
+) -> None:
+    batched = engine.predict(pictures, max_batch_size=3)
+    assert [prediction.timing.batch_size for prediction in batched] == [3, 3, 3]
+    for picture, prediction in zip(pictures, batched, strict=True):
+        assert_same(prediction.results, engine.predict(picture)[0].results)
+
+
+def test_the_pictures_of_the_tests_give_several_segments(engine: Engine, pictures: list[Image.Image]) -> None:
+    for prediction in engine.predict(pictures):
+        result = prediction.results["panoptic"]
+        assert isinstance(result, PanopticResult)
+        assert len(result.segments) >= 2
+
+
+def test_more_pictures_than_fit_in_a_batch_run_in_several_and_keep_their_order(
+    engine: Engine, draw_picture: Callable[..., Image.Image]
+) -> None:
+    calls = encoder_calls(engine)
+    sizes = [(40 + i, 60) for i in range(5)]
+    predictions = engine.predict([draw_picture(*size) for size in sizes], ["depth"], max_batch_size=2)
+    assert [batch for batch, _ in calls] == [2, 2, 1]
+    assert [prediction.image_size for prediction in predictions] == sizes
+    assert [prediction.timing.batch_size for prediction in predictions] == [2, 2, 2, 2, 1]
+    assert [prediction.timing.encoder_passes for prediction in predictions] == [1] * 5
+
+
+# A head that writes to the shared features
+
+
+def write_in_place(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+    for tokens in features.lateral_features.values():
+        tokens.mul_(0).add_(1)
+
+
+@pytest.mark.parametrize("culprit_first", [True, False], ids=["runs first", "runs last"])
+def test_a_head_that_writes_to_the_features_fails_alone(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, culprit_first: bool
+) -> None:
+    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place), first=culprit_first))
+    order = ["culprit", "panoptic", "depth"] if culprit_first else ["panoptic", "depth", "culprit"]
+    prediction = engine.predict(picture, order)[0]
+    assert prediction.errors.keys() == {"culprit"}
+    assert isinstance(prediction.errors["culprit"], HeadFailedError)
+    assert "wrote to the features" in prediction.errors["culprit"].detail
+    assert_same(prediction.results, engine.predict(picture, ["panoptic", "depth"])[0].results)
+
+
+def test_a_head_that_writes_between_two_others_changes_neither(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place)))
+    prediction = engine.predict(picture, ["panoptic", "culprit", "depth"])[0]
+    assert prediction.errors.keys() == {"culprit"}
+    assert_same(prediction.results, engine.predict(picture, ["panoptic", "depth"])[0].results)
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2), (0, 1), (1, 2), (1,)], ids=str)
+def test_a_write_is_noticed_when_the_head_sees_some_rows_of_a_batch(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image], rows: tuple[int, ...]
+) -> None:
+    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place), first=True))
+    wishes = [(image, ("culprit", "depth") if i in rows else ("depth",)) for i, image in enumerate(pictures)]
+    predictions, _ = run(engine, wishes)
+    for i, (image, prediction) in enumerate(zip(pictures, predictions, strict=True)):
+        assert prediction.errors.keys() == ({"culprit"} if i in rows else set())
+        assert_same(prediction.results, engine.predict(image, ["depth"])[0].results)
+
+
+def test_a_previous_head_whose_output_is_a_view_of_the_features_keeps_its_answer(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    def answer_a_view(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        raw["value"] = features.tokens(1)[:, :1, :1]
+
+    bundle = make_bundle(viewer=probe_head((1,), answer_a_view), culprit=probe_head((1,), write_in_place))
+    engine = Engine(bundle)
+    honest = engine.predict(picture, ["viewer"])[0].results
+    prediction = engine.predict(picture, ["viewer", "culprit"])[0]
+    assert prediction.errors.keys() == {"culprit"}
+    assert_same(prediction.results, honest)
+    result = honest["viewer"]
+    assert isinstance(result, DepthResult) and not np.allclose(result.depth_m, 1)  # else the write would not show
+
+
+def test_two_heads_that_write_both_fail_and_the_third_is_answered(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    engine = Engine(make_bundle(one=probe_head((1,), write_in_place), two=probe_head((0,), write_in_place)))
+    prediction = engine.predict(picture, ["one", "two", "depth"])[0]
+    assert prediction.errors.keys() == {"one", "two"}
+    assert_same(prediction.results, engine.predict(picture, ["depth"])[0].results)
+
+
+def test_a_head_that_writes_alone_leaves_nothing_but_its_error(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    prediction = Engine(make_bundle(culprit=probe_head((1,), write_in_place))).predict(picture, ["culprit"])[0]
+    assert prediction.results == {}
+    assert prediction.errors.keys() == {"culprit"}
+
+
+def test_a_head_cannot_swap_the_features_of_another(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    def swap(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        features.lateral_features[1] = torch.zeros(1)  # type: ignore[index]
+
+    engine = Engine(make_bundle(culprit=probe_head((1,), swap)))
+    prediction = engine.predict(picture, ["culprit", "depth"])[0]
+    assert prediction.errors.keys() == {"culprit"}
+    assert_same(prediction.results, engine.predict(picture, ["depth"])[0].results)
+
+
+# Failures
+
+
+def fail_on_brightness(least: float) -> Callable[[EncoderFeatures, dict[str, Tensor]], None]:
+    def check(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        if (raw["value"] > least).any():
+            raise RuntimeError("too bright for me")
+
+    return check
+
+
+def test_a_head_that_raises_fails_alone(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    engine = Engine(make_bundle(culprit=probe_head((1,), fail_on_brightness(-1))))
+    prediction = engine.predict(picture, ["culprit", "panoptic", "depth"])[0]
+    assert prediction.results.keys() == {"panoptic", "depth"}
+    error = prediction.errors["culprit"]
+    assert isinstance(error, HeadFailedError)
+    assert "head 'culprit' failed: RuntimeError: too bright for me" in error.detail
+    assert prediction.timing.encoder_passes == 1
+
+
+def test_a_head_that_raises_for_one_picture_of_a_batch_fails_for_that_picture_only(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
+) -> None:
+    probe = probe_head((1,))
+    engine = Engine(make_bundle(probe=probe))
+    values = [engine.predict(image, ["probe"])[0].results["probe"] for image in pictures]
+    levels = sorted(value.depth_m.item(0) for value in values if isinstance(value, DepthResult))
+    culprit = probe_head((1,), fail_on_brightness((levels[1] + levels[2]) / 2))  # the highest only
+    engine = Engine(make_bundle(probe=culprit))
+    calls = encoder_calls(engine)
+    predictions, _ = run(engine, [(image, ("probe", "depth")) for image in pictures])
+    assert len(calls) == 1  # the head is tried again, the encoder is not
+    for value, prediction in zip(values, predictions, strict=True):
+        assert isinstance(value, DepthResult)
+        failed = value.depth_m.item(0) == levels[2]
+        assert prediction.errors.keys() == ({"probe"} if failed else set())
+        assert "depth" in prediction.results
+        if not failed:
+            assert_same({"probe": value}, {"probe": prediction.results["probe"]})
+
+
+def test_a_head_whose_output_lacks_rows_fails_alone(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
+) -> None:
+    def lose_a_row(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        raw["value"] = raw["value"][1:]
+
+    predictions, _ = run(
+        Engine(make_bundle(culprit=probe_head((1,), lose_a_row))),
+        [(image, ("culprit", "depth")) for image in pictures],
+    )
+    assert [prediction.errors.keys() for prediction in predictions] == [{"culprit"}] * 3
+    assert [prediction.results.keys() for prediction in predictions] == [{"depth"}] * 3
+
+
+def test_a_head_whose_postprocessing_fails_fails_alone(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    def fail(raw: Mapping[str, Tensor]) -> None:
+        raise KeyError("no such map")
+
+    engine = Engine(make_bundle(culprit=probe_head((1,), on_postprocess=fail)))
+    prediction = engine.predict(picture, ["culprit", "panoptic", "depth"])[0]
+    assert prediction.results.keys() == {"panoptic", "depth"}
+    assert isinstance(prediction.errors["culprit"], HeadFailedError)
+    assert "KeyError: 'no such map'" in prediction.errors["culprit"].detail
+
+
+def failing_encoder(monkeypatch: pytest.MonkeyPatch, engine: Engine, pixels: Tensor) -> None:
+    """Makes the encoder fail on every batch that holds a picture of those pixels."""
+    forward = engine.bundle.encoder.forward
+
+    def fail(images: Tensor, out_indices: Any) -> EncoderFeatures:
+        if any(torch.equal(image, pixels) for image in images):
+            raise RuntimeError("encoder out of luck")
+        return forward(images, out_indices)
+
+    monkeypatch.setattr(engine.bundle.encoder, "forward", fail)
+
+
+def test_an_encoder_that_fails_on_one_picture_leaves_the_others_answered(
+    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [engine.predict(picture)[0].results for picture in pictures]
+    inputs: list[PassInput] = engine.prepare(pictures[1], ["depth"], PredictOptions())
+    failing_encoder(monkeypatch, engine, inputs[0].pixels)
+    predictions = engine.predict(pictures, ["panoptic", "depth"])
+    assert predictions[1].results == {}
+    assert predictions[1].errors.keys() == {"panoptic", "depth"}
+    for error in predictions[1].errors.values():
+        assert isinstance(error, EncoderFailedError)
+        assert "RuntimeError: encoder out of luck" in error.detail
+    for i in (0, 2):
+        assert predictions[i].errors == {}
+        assert_same(predictions[i].results, alone[i])
+
+
+# Options, sizes and what pictures may be
+
+
+def test_an_unknown_task_is_refused_and_the_loaded_ones_are_named(engine: Engine, picture: Image.Image) -> None:
+    calls = encoder_calls(engine)
+    with pytest.raises(UnsupportedTaskError, match=r"no head for 'panoptc'; loaded: depth, panoptic") as refused:
+        engine.predict(picture, ["depth", "panoptc"])
+    assert refused.value.remedy == "ask for some of: depth, panoptic"
+    assert calls == []
+
+
+def test_an_empty_list_of_tasks_is_refused(engine: Engine) -> None:
+    with pytest.raises(UnsupportedTaskError, match="an empty list"):
+        engine.check_tasks([])
+
+
+def test_a_task_asked_twice_is_run_once(engine: Engine) -> None:
+    assert engine.check_tasks(["depth", "panoptic", "depth"]) == ("depth", "panoptic")
+
+
+def test_without_tasks_the_default_ones_of_the_bundle_run(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    engine = Engine(make_bundle(probe=probe_head()))
+    assert engine.predict(picture)[0].results.keys() == {"panoptic", "depth"}
+
+
+def test_results_have_the_size_of_the_picture(engine: Engine, pictures: list[Image.Image]) -> None:
+    for size, prediction in zip(SIZES, engine.predict(pictures), strict=True):
+        panoptic, depth = prediction.results["panoptic"], prediction.results["depth"]
+        assert isinstance(panoptic, PanopticResult) and isinstance(depth, DepthResult)
+        assert prediction.image_size == prediction.output_size == size
+        assert panoptic.segment_map.shape == depth.depth_m.shape == size
+
+
+def test_max_side_makes_results_smaller_and_keeps_the_picture_size(engine: Engine, picture: Image.Image) -> None:
+    prediction = engine.predict(picture, ["depth"], PredictOptions(max_side=45))[0]
+    depth = prediction.results["depth"]
+    assert isinstance(depth, DepthResult)
+    assert (prediction.image_size, prediction.output_size, depth.depth_m.shape) == ((60, 90), (30, 45), (30, 45))
+
+
+def test_max_side_never_makes_results_larger(engine: Engine, picture: Image.Image) -> None:
+    assert engine.predict(picture, ["depth"], PredictOptions(max_side=500))[0].output_size == (60, 90)
+
+
+def test_thresholds_reach_the_head(engine: Engine, picture: Image.Image) -> None:
+    strict = PredictOptions(PostprocessOptions(score_threshold=1.0))
+    result = engine.predict(picture, ["panoptic"], strict)[0].results["panoptic"]
+    assert isinstance(result, PanopticResult)
+    assert result.segments == ()
+    assert not result.segment_map.any()
+
+
+@pytest.mark.parametrize("kind", ["array", "bytes", "path", "path as text"])
+def test_a_picture_may_come_as(kind: str, engine: Engine, picture: Image.Image, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(buffer.getvalue())
+    given = {"array": np.asarray(picture), "bytes": buffer.getvalue(), "path": path, "path as text": str(path)}[kind]
+    prediction = engine.predict(given)[0]
+    assert prediction.image_size == (60, 90)
+    assert_same(prediction.results, engine.predict(picture)[0].results)
+
+
+def test_pictures_of_several_kinds_may_come_together(engine: Engine, picture: Image.Image) -> None:
+    first, second = engine.predict([picture, np.asarray(picture)], ["depth"])
+    assert_same(first.results, second.results)
+
+
+def test_no_pictures_give_no_predictions(engine: Engine) -> None:
+    assert engine.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20, 3), np.float32)]
+)
+def test_an_array_that_is_no_rgb_picture_is_refused(engine: Engine, array: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be \[H, W, 3\] uint8, not \[20, 20"):
+        engine.predict(array)
+
+
+def test_bytes_that_are_no_picture_are_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidImageError):
+        engine.predict(b"no picture")
+
+
+def test_timing_counts_what_was_done(engine: Engine, picture: Image.Image) -> None:
+    timing = engine.predict(picture)[0].timing
+    stages = [timing.preprocess_ms, timing.encoder_ms, *timing.heads_ms.values(), timing.postprocess_ms]
+    assert all(stage > 0 for stage in stages)
+    assert timing.total_ms >= sum(stages)
+    assert timing.queue_ms == 0
+    assert timing.batch_size == 1
+
+
+def test_a_bundle_on_disk_is_loaded_and_answers(bundle_file: Path, picture: Image.Image, tmp_path: Path) -> None:
+    engine = Engine.from_bundle(str(bundle_file), device="cpu", cache_dir=tmp_path)
+    prediction = engine.predict(picture)[0]
+    assert prediction.errors == {}
+    assert prediction.results.keys() == {"panoptic", "depth"}
+    assert prediction.timing.encoder_passes == 1
+
+
+# Reports
+
+
+def test_the_costs_of_two_passes_of_a_picture_add_up() -> None:
+    timing = Timing()
+    count_pass(timing, PassReport(3, 1, 0.5, {"depth": 0.25, "other": 9}, {"depth": 3}), ["depth"])
+    count_pass(timing, PassReport(2, 1, 0.25, {"fine": 0.125}, {"fine": 2}), ["fine"])
+    assert timing == Timing(encoder_ms=750, heads_ms={"depth": 250, "fine": 125}, encoder_passes=2, batch_size=3)
+
+
+def test_another_run_is_counted_into_a_report() -> None:
+    report = PassReport(2, 1, 0.5, {"depth": 1.0}, {"depth": 2})
+    report.add(PassReport(1, 1, 0.25, {"depth": 0.5, "panoptic": 1.0}, {"depth": 1, "panoptic": 1}))
+    assert report == PassReport(2, 2, 0.75, {"depth": 1.5, "panoptic": 1.0}, {"depth": 3, "panoptic": 1})

@@ -1,0 +1,517 @@
+"""The HTTP contract: what is answered to whom, with which status and headers, and that nothing goes uncounted."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from starlette.testclient import TestClient
+
+from serving.bundles import Bundle
+from serving.http_gateway import create_app
+from serving.service import SegmentationService
+
+MakeService = Callable[..., SegmentationService]
+PNG = {"Content-Type": "image/png"}
+TASKS = {"tasks": "panoptic,depth"}
+
+
+def client_of(service: SegmentationService, **options: Any) -> TestClient:
+    return TestClient(create_app(service, **options), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def service(make_service: MakeService) -> SegmentationService:
+    return make_service()
+
+
+@pytest.fixture
+def client(service: SegmentationService) -> TestClient:
+    return client_of(service)
+
+
+@pytest.fixture(scope="session")
+def photo(encode_picture: Callable[..., bytes]) -> bytes:
+    """60 high, 90 wide."""
+    return encode_picture(60, 90)
+
+
+def sample(service: SegmentationService, name: str, **labels: str) -> float:
+    return service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def assert_problem(response: Any, status: int, title: str, *words: str) -> dict[str, Any]:
+    """The answer is an RFC 9457 problem of that kind whose detail holds the words."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem.keys() == {"type", "title", "status", "detail", "remedy"}
+    assert (problem["status"], problem["title"]) == (status, title)
+    assert problem["remedy"]
+    for word in words:
+        assert word in problem["detail"]
+    return problem
+
+
+# Answers
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "application/octet-stream", None])
+def test_a_raw_body_is_answered_whatever_kind_of_picture_it_says_it_is(
+    client: TestClient, photo: bytes, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    response = client.post("/segment", params=TASKS, content=photo, headers=headers)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer.keys() == {"request_id", "bundle", "image", "results", "errors", "timing"}
+    assert answer["bundle"] == "tiny"
+    assert answer["image"] == {"height": 60, "width": 90}
+    assert answer["results"].keys() == {"panoptic", "depth"}
+    assert answer["errors"] == {}
+    assert answer["timing"]["encoder_passes"] == 1
+    assert answer["timing"]["heads_ms"].keys() == {"panoptic", "depth"}
+
+
+def test_the_form_field_image_is_answered_as_the_raw_body_is(client: TestClient, photo: bytes) -> None:
+    raw = client.post("/segment", content=photo, headers=PNG).json()
+    form = client.post("/segment", files={"image": ("photo.png", photo, "image/png")})
+    assert form.status_code == 200, form.text
+    assert form.json()["results"] == raw["results"]
+
+
+def test_other_fields_of_the_form_do_no_harm(client: TestClient, photo: bytes) -> None:
+    response = client.post("/segment", data={"note": "mine"}, files={"image": ("photo.png", photo, "image/png")})
+    assert response.status_code == 200, response.text
+
+
+def test_without_tasks_the_default_ones_run(client: TestClient, photo: bytes) -> None:
+    answer = client.post("/segment", content=photo, headers=PNG).json()
+    assert answer["results"].keys() == {"panoptic", "depth"}
+
+
+def test_results_are_those_of_the_engine(client: TestClient, service: SegmentationService, photo: bytes) -> None:
+    results = client.post("/segment", content=photo, headers=PNG).json()["results"]
+    expected = service.engine.predict(photo)[0].results
+    segments = results["panoptic"]["segments"]
+    assert [segment["label"] for segment in segments] == [s.label for s in expected["panoptic"].segments]  # type: ignore[union-attr]
+    for segment in segments:
+        expected_mask = expected["panoptic"].segment_map == segment["segment_id"]  # type: ignore[union-attr]
+        np.testing.assert_array_equal(coco_mask.decode(segment["rle"]).astype(bool), expected_mask)
+    depth = np.asarray(Image.open(io.BytesIO(base64.b64decode(results["depth"]["png16"]))))
+    np.testing.assert_allclose(depth * results["depth"]["scale"], expected["depth"].depth_m, atol=0.002)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "depth"])
+@pytest.mark.parametrize("kind", ["png", "overlay"])
+def test_one_task_is_answered_as_a_picture(client: TestClient, photo: bytes, task: str, kind: str) -> None:
+    response = client.post("/segment", params={"tasks": task, "format": kind}, content=photo, headers=PNG)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(response.content)).size == (90, 60)
+    assert "Server-Timing" in response.headers
+
+
+def test_all_arrays_are_answered_as_an_archive(client: TestClient, photo: bytes) -> None:
+    response = client.post("/segment", params=TASKS | {"format": "npz"}, content=photo, headers=PNG)
+    assert response.status_code == 200
+    with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
+        assert set(archive) == {"panoptic/segment_map", "panoptic/segments", "depth/depth_m"}
+        assert archive["depth/depth_m"].shape == (60, 90)
+
+
+@pytest.mark.parametrize(("masks", "key"), [("rle", "rle"), ("polygon", "polygons"), ("none", None)])
+def test_masks_are_told_as_asked(client: TestClient, photo: bytes, masks: str, key: str | None) -> None:
+    answer = client.post("/segment", params={"masks": masks}, content=photo, headers=PNG).json()
+    for segment in answer["results"]["panoptic"]["segments"]:
+        assert segment.keys() & {"rle", "polygons"} == ({key} if key else set())
+
+
+def test_thresholds_and_the_size_of_results_reach_the_heads(client: TestClient, photo: bytes) -> None:
+    options = {"score_threshold": "1", "max_side": "45"}
+    answer = client.post("/segment", params=options, content=photo, headers=PNG).json()
+    assert answer["results"]["panoptic"]["segments"] == []
+    depth = Image.open(io.BytesIO(base64.b64decode(answer["results"]["depth"]["png16"])))
+    assert depth.size == (45, 30)
+    assert answer["image"] == {"height": 60, "width": 90}
+
+
+def test_server_timing_names_every_stage(client: TestClient, photo: bytes) -> None:
+    header = client.post("/segment", params=TASKS, content=photo, headers=PNG).headers["Server-Timing"]
+    stages = [part.partition(";dur=") for part in header.split(", ")]
+    assert [name for name, _, _ in stages] == [
+        "queue", "decode", "preprocess", "encoder", "panoptic", "depth", "postprocess", "total",
+    ]  # fmt: skip
+    assert all(float(milliseconds) >= 0 for _, _, milliseconds in stages)
+
+
+# A head that fails
+
+
+@pytest.fixture
+def broken(make_service: MakeService, make_bundle: Callable[..., Bundle], probe_head: Any) -> SegmentationService:
+    """A service with a third head, "broken", that always raises."""
+
+    def fail(features: Any, raw: Any) -> None:
+        raise RuntimeError("no luck")
+
+    return make_service(make_bundle(broken=probe_head((1,), fail)))
+
+
+def test_a_failing_head_is_told_beside_the_answers_of_the_others(broken: SegmentationService, photo: bytes) -> None:
+    response = client_of(broken).post("/segment", params={"tasks": "broken,depth"}, content=photo, headers=PNG)
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["results"].keys() == {"depth"}
+    assert answer["errors"]["broken"]["title"] == "Head failed"
+    assert answer["errors"]["broken"]["detail"] == "head 'broken' failed: RuntimeError: no luck"
+
+
+@pytest.mark.parametrize("kind", ["json", "png", "overlay", "npz"])
+def test_a_request_of_which_nothing_is_left_is_a_problem(broken: SegmentationService, photo: bytes, kind: str) -> None:
+    options = {"tasks": "broken", "format": kind}
+    response = client_of(broken).post("/segment", params=options, content=photo, headers=PNG)
+    assert_problem(response, 500, "Head failed", "no luck")
+
+
+# Refusals
+
+
+def test_an_unknown_task_is_refused_and_the_loaded_ones_are_named(client: TestClient, photo: bytes) -> None:
+    response = client.post("/segment", params={"tasks": "depth,panoptc"}, content=photo, headers=PNG)
+    problem = assert_problem(response, 404, "Unknown task", "no head for 'panoptc'; loaded: depth, panoptic")
+    assert problem["type"] == "urn:polyhead:problem:unsupported-task"
+
+
+def test_an_empty_list_of_tasks_is_refused(client: TestClient, photo: bytes) -> None:
+    assert_problem(client.post("/segment?tasks=", content=photo, headers=PNG), 404, "Unknown task", "an empty list")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"treshold": "0.5"}, ["treshold"]),
+        ({"format": "gif"}, ["format='gif'"]),
+        ({"masks": "bitmap"}, ["masks='bitmap'"]),
+        ({"score_threshold": "1.5"}, ["score_threshold='1.5'"]),
+        ({"score_threshold": "high"}, ["score_threshold='high'"]),
+        ({"mask_threshold": "-0.1"}, ["mask_threshold='-0.1'"]),
+        ({"overlap_threshold": "nan"}, ["overlap_threshold='nan'"]),
+        ({"max_side": "0"}, ["max_side='0'"]),
+        ({"max_side": "1e9"}, ["max_side='1e9'"]),
+        ({"max_side": "0", "format": "gif"}, ["max_side='0'", "format='gif'"]),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_and_named(
+    client: TestClient, photo: bytes, options: dict[str, str], words: list[str]
+) -> None:
+    response = client.post("/segment", params=options, content=photo, headers=PNG)
+    assert_problem(response, 400, "Invalid option", *words)
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon", "100000"])
+def test_a_deadline_that_cannot_be_is_refused_and_named(client: TestClient, photo: bytes, timeout: str) -> None:
+    headers = PNG | {"X-Request-Timeout-S": timeout}
+    response = client.post("/segment", content=photo, headers=headers)
+    assert_problem(response, 400, "Invalid option", f"x-request-timeout-s='{timeout}'")
+
+
+@pytest.mark.parametrize("kind", ["png", "overlay"])
+def test_a_picture_of_two_tasks_is_refused(client: TestClient, photo: bytes, kind: str) -> None:
+    response = client.post("/segment", params=TASKS | {"format": kind}, content=photo, headers=PNG)
+    detail = f"format={kind} takes exactly one task, not 2 (panoptic, depth)"
+    problem = assert_problem(response, 400, "Invalid option", detail)
+    assert "tasks=panoptic" in problem["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("image", ("a.png", b"x")), ("image", ("b.png", b"x"))], "2 fields 'image'"),
+        ([("picture", ("a.png", b"x"))], "no field 'image', only ['picture']"),
+        ([("image", (None, b"x"))], "a field 'image' that is text, not a file"),
+    ],
+)
+def test_a_form_without_exactly_one_file_is_refused(client: TestClient, files: Any, words: str) -> None:
+    assert_problem(client.post("/segment", files=files), 400, "Invalid option", words)
+
+
+def test_a_form_without_its_boundary_is_refused(client: TestClient) -> None:
+    response = client.post("/segment", content=b"anything", headers={"Content-Type": "multipart/form-data"})
+    assert_problem(response, 400, "Invalid option", "the form can't be read", "boundary")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "application/json", "text/plain; charset=utf-8", "video/mp4"]
+)
+def test_a_body_that_says_it_is_no_picture_is_refused(client: TestClient, photo: bytes, content_type: str) -> None:
+    response = client.post("/segment", content=photo, headers={"Content-Type": content_type})
+    assert_problem(response, 415, "Unsupported media type", content_type.split(";")[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "title"),
+    [
+        pytest.param(b"", 400, "Not a readable image", id="empty"),
+        pytest.param(b"no picture", 400, "Not a readable image", id="text"),
+        pytest.param("cut short", 400, "Not a readable image", id="cut short"),
+        pytest.param("1 x 1", 422, "Unusable image", id="1 x 1"),
+        pytest.param("2000 x 2000", 413, "Image too large", id="too many pixels"),
+    ],
+)
+def test_a_body_that_is_no_usable_picture_is_refused(
+    client: TestClient, photo: bytes, body: bytes | str, status: int, title: str
+) -> None:
+    if body == "cut short":
+        body = photo[: len(photo) // 2]
+    elif isinstance(body, str):
+        buffer = io.BytesIO()
+        width, height = map(int, body.split(" x "))
+        Image.new("1", (width, height)).save(buffer, "PNG")
+        body = buffer.getvalue()
+    assert_problem(client.post("/segment", content=body, headers=PNG), status, title)
+
+
+def in_chunks(size: int) -> Iterator[bytes]:
+    for _ in range(size // 10_000):
+        yield b"\0" * 10_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda: {"content": b"\0" * 300_000, "headers": PNG}, id="declared"),
+        pytest.param(lambda: {"content": in_chunks(300_000), "headers": PNG}, id="streamed"),
+        pytest.param(lambda: {"content": in_chunks(5_000_000), "headers": PNG}, id="streamed on and on"),
+        pytest.param(lambda: {"files": {"image": ("a.png", b"\0" * 300_000, "image/png")}}, id="form"),
+    ],
+)
+def test_a_body_over_the_limit_is_refused(
+    client: TestClient, service: SegmentationService, body: Callable[[], dict[str, Any]]
+) -> None:
+    response = client.post("/segment", **body())
+    assert_problem(response, 413, "Image too large", "over 200,000 bytes")
+    assert service.admission.inside == 0
+
+
+def test_a_streamed_body_within_the_limit_is_answered(client: TestClient, photo: bytes) -> None:
+    chunks = (photo[i : i + 100] for i in range(0, len(photo), 100))
+    response = client.post("/segment", content=chunks, headers=PNG)
+    assert response.status_code == 200, response.text
+
+
+def test_a_full_server_sheds_with_the_time_of_another_try(
+    client: TestClient, service: SegmentationService, photo: bytes
+) -> None:
+    service.admission.inside = 4
+    service.admission.rate.observe(1, 2.5)
+    response = client.post("/segment", content=photo, headers=PNG)
+    assert_problem(response, 429, "Overloaded", "4 pictures are waiting")
+    assert response.headers["Retry-After"] == "3"
+    service.admission.inside = 0
+    assert client.post("/segment", content=photo, headers=PNG).status_code == 200
+
+
+def test_a_draining_server_refuses_pictures_and_is_not_ready(
+    client: TestClient, service: SegmentationService, photo: bytes
+) -> None:
+    service.drain()
+    for response in (client.post("/segment", content=photo, headers=PNG), client.get("/readyz")):
+        assert_problem(response, 503, "Unavailable", "draining")
+        assert response.headers["Retry-After"] == "2"
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_deadline_of_the_caller_is_held(make_service: MakeService, photo: bytes) -> None:
+    service = make_service(gated=True)
+    headers = PNG | {"X-Request-Timeout-S": "0.05"}
+    response = client_of(service).post("/segment", content=photo, headers=headers)
+    assert_problem(response, 504, "Deadline exceeded", "no answer within 0.05 s")
+    assert service.admission.inside == 0
+
+
+def test_a_bug_is_a_problem_without_its_stack_trace(
+    client: TestClient, service: SegmentationService, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*arguments: object) -> None:
+        raise ZeroDivisionError("secret of the server")
+
+    monkeypatch.setattr(service.engine, "prepare", bug)
+    response = client.post("/segment", content=photo, headers=PNG)
+    assert_problem(response, 500, "Internal error")
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert service.admission.inside == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "title"),
+    [("GET", "/nowhere", 404, "Not Found"), ("GET", "/segment", 405, "Method Not Allowed")],
+)
+def test_a_wrong_path_or_method_is_a_problem_too(
+    client: TestClient, method: str, path: str, status: int, title: str
+) -> None:
+    problem = assert_problem(client.request(method, path), status, title, f"{method} {path}")
+    assert problem["type"] == "about:blank"
+
+
+# Ids
+
+
+def test_the_request_id_and_the_trace_are_given_back(client: TestClient, photo: bytes) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = PNG | {"X-Request-Id": "mine-1", "traceparent": trace}
+    response = client.post("/segment", content=photo, headers=headers)
+    assert response.headers.get_list("X-Request-Id") == ["mine-1"]
+    assert response.headers["traceparent"] == trace
+    assert response.json()["request_id"] == "mine-1"
+
+
+def test_a_refusal_gives_the_request_id_back_too(client: TestClient) -> None:
+    response = client.post("/segment", content=b"", headers=PNG | {"X-Request-Id": "mine-1"})
+    assert response.status_code == 400
+    assert response.headers["X-Request-Id"] == "mine-1"
+
+
+def test_a_request_without_an_id_gets_one_of_its_own(client: TestClient, photo: bytes) -> None:
+    first, second = (client.post("/segment", content=photo, headers=PNG) for _ in range(2))
+    ids = [response.headers["X-Request-Id"] for response in (first, second)]
+    assert ids == [response.json()["request_id"] for response in (first, second)]
+    assert len(set(ids)) == 2
+    assert all(ids)
+
+
+def test_the_request_id_is_left_to_a_host_that_gives_it(service: SegmentationService, photo: bytes) -> None:
+    client = client_of(service, host_gives_request_id=True)
+    response = client.post("/segment", content=photo, headers=PNG | {"X-Request-Id": "mine-1"})
+    assert "X-Request-Id" not in response.headers
+    assert response.json()["request_id"] == "mine-1"
+
+
+# What the server tells of itself
+
+
+def test_the_tasks_are_told_with_their_labels_and_sizes(client: TestClient, service: SegmentationService) -> None:
+    told = client.get("/tasks").json()
+    assert told.keys() == {"bundle", "encoder", "default_tasks", "tasks"}
+    assert told["bundle"] == "tiny"
+    assert told["encoder"] == {"name": "tiny", "revision": "abc123", "patch_size": 14}
+    assert told["default_tasks"] == ["panoptic", "depth"]
+    panoptic, depth = told["tasks"]
+    labels = panoptic.pop("labels")
+    assert panoptic == {
+        "name": "panoptic", "kind": "panoptic", "description": "Things and stuff.", "input_size": [56, 56],
+    }  # fmt: skip
+    assert len(labels) == len(service.engine.bundle.label_sets["panoptic"]) == 27
+    assert labels[0] == {"label_id": 0, "name": "person", "is_thing": True, "color": [220, 20, 60]}
+    assert depth == {
+        "name": "depth", "kind": "depth", "description": "Metres.", "input_size": [56, 56], "labels": [],
+    }  # fmt: skip
+
+
+def test_a_healthy_server_says_so(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_a_request_for_two_tasks_is_counted_as_one_pass_with_one_saved(
+    client: TestClient, service: SegmentationService, photo: bytes
+) -> None:
+    client.post("/segment", params=TASKS, content=photo, headers=PNG)
+    metrics = client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    lines = metrics.text.splitlines()
+    assert "polyhead_encoder_passes_total 1.0" in lines
+    assert "polyhead_encoder_passes_saved_total 1.0" in lines
+    assert "polyhead_encoder_runs_total 1.0" in lines
+    assert 'polyhead_head_runs_total{head="panoptic"} 1.0' in lines
+    assert 'polyhead_head_runs_total{head="depth"} 1.0' in lines
+    assert 'polyhead_requests_total{code="200",route="/segment"} 1.0' in lines
+    assert 'polyhead_info{bundle="tiny",encoder="tiny",revision="abc123"} 1.0' in lines
+
+
+def test_a_request_for_one_task_saves_no_pass(client: TestClient, service: SegmentationService, photo: bytes) -> None:
+    client.post("/segment", params={"tasks": "depth"}, content=photo, headers=PNG)
+    assert sample(service, "polyhead_encoder_passes_total") == 1
+    assert sample(service, "polyhead_encoder_passes_saved_total") == 0
+
+
+def test_refusals_are_counted_by_reason_and_requests_by_route_and_code(
+    client: TestClient, service: SegmentationService, photo: bytes
+) -> None:
+    client.post("/segment", content=b"", headers=PNG)
+    client.post("/segment", params={"tasks": "x"}, content=photo, headers=PNG)
+    client.get("/nowhere/at/all")
+    client.get("/healthz")
+    assert sample(service, "polyhead_refused_total", reason="invalid-image") == 1
+    assert sample(service, "polyhead_refused_total", reason="unsupported-task") == 1
+    assert sample(service, "polyhead_requests_total", route="/segment", code="400") == 1
+    assert sample(service, "polyhead_requests_total", route="/segment", code="404") == 1
+    assert sample(service, "polyhead_requests_total", route="other", code="404") == 1
+    assert sample(service, "polyhead_requests_total", route="/healthz", code="200") == 1
+    assert sample(service, "polyhead_encoder_passes_total") == 0
+
+
+def test_every_metric_of_a_request_is_in_seconds_by_stage(
+    client: TestClient, service: SegmentationService, photo: bytes
+) -> None:
+    client.post("/segment", params={"tasks": "depth"}, content=photo, headers=PNG)
+    for stage in ("queue", "decode", "preprocess", "encoder", "postprocess", "render"):
+        assert sample(service, "polyhead_stage_seconds_count", stage=stage, head="") == 1
+    assert sample(service, "polyhead_stage_seconds_count", stage="head", head="depth") == 1
+    assert sample(service, "polyhead_request_seconds_count", route="/segment") == 1
+
+
+# Pages
+
+
+def addresses(html: str) -> list[str]:
+    """Everything that a page loads."""
+    return re.findall(r"""(?:src|href)=["']([^"']+)["']|(?:url|Url): ?["']([^"']+)["']""", html)  # type: ignore[return-value]
+
+
+def test_the_api_docs_load_nothing_from_outside(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    loaded = [one or other for one, other in addresses(page.text)]
+    assert any(address.endswith(".js") for address in loaded)
+    for address in loaded:
+        assert not re.match(r"(https?:)?//", address)
+        assert client.get(address).status_code == 200
+
+
+def test_the_schema_tells_the_options_and_both_ways_to_send_a_picture(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/segment"]["post"]
+    assert operation["requestBody"]["content"].keys() == {"image/*", "multipart/form-data"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "tasks", "format", "masks", "score_threshold", "mask_threshold", "overlap_threshold", "max_side",
+        "x-request-timeout-s",
+    }  # fmt: skip
+    assert all(parameter["description"] for parameter in operation["parameters"])
+
+
+def test_the_playground_is_served_and_may_load_from_this_server_only(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    loaded = [one for one, _ in addresses(page.text) if not one.startswith(("#", "./"))]
+    assert any(address.endswith(".js") for address in loaded)
+    for address in loaded:
+        assert not re.match(r"(https?:)?//", address)
+        assert client.get(f"/{address}").status_code == 200, address
+
+
+def test_an_answer_is_plain_json_without_nan(client: TestClient, photo: bytes) -> None:
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    json.loads(client.post("/segment", content=photo, headers=PNG).text, parse_constant=refuse)

@@ -1,0 +1,318 @@
+"""One whole server, started as a user starts it, on a tiny bundle: the contract over real sockets.
+
+The tests run in the order of the file; the last one compares the metrics with all that was sent before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+
+START_S, STOP_S = 120, 90
+RAY_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+PNG = {"Content-Type": "image/png"}
+TASKS = {"tasks": "panoptic,depth"}
+
+
+@dataclass
+class Server:
+    """A running server, and what the tests have sent to it.
+
+    Attributes:
+        process: `polyhead serve`.
+        http_port, grpc_port: on 127.0.0.1.
+        log: standard output and error.
+        passes, saved: encoder passes that the requests so far must have cost and saved.
+    """
+
+    process: subprocess.Popen[bytes]
+    http_port: int
+    grpc_port: int
+    log: Path
+    passes: int = 0
+    saved: int = 0
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+
+    @property
+    def url(self) -> str:
+        """Of HTTP."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def scratch(self) -> Path:
+        """Where the proxy's sockets and state lie."""
+        return Path(tempfile.gettempdir()) / f"polyhead-{os.getuid()}-{self.http_port}"
+
+    def segment(self, content: Any, *, status: int, **options: Any) -> httpx.Response:
+        """`POST /segment` that must be answered with a status; counts the passes."""
+        headers = PNG | options.pop("headers", {})
+        response = self.client.post("/segment", params=options.pop("params", TASKS), content=content, headers=headers)
+        assert response.status_code == status, response.text
+        if status == 200 and response.headers["content-type"] == "application/json":
+            self.passes += response.json()["timing"]["encoder_passes"]
+            self.saved += len(response.json()["results"]) - response.json()["timing"]["encoder_passes"]
+        return response
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        return sum(each.value for family in families for each in family.samples if each.name == name)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now and that are nobody's default here."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def environment(ports: list[int]) -> dict[str, str]:
+    """Ours without any setting of polyhead or Ray, and with Ray's own ports where nobody else is."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("POLYHEAD_", "RAY_"))}
+    return ours | dict(zip(RAY_PORTS, map(str, ports), strict=True)) | {"POLYHEAD_DEVICE": "cpu", "COLUMNS": "200"}
+
+
+def wait_until_ready(server: Server) -> None:
+    """Return when /readyz says so; fails with the server's output if it ends or takes too long."""
+    give_up_at_s = time.monotonic() + START_S
+    while time.monotonic() < give_up_at_s:
+        if server.process.poll() is not None:
+            break
+        try:
+            if server.client.get("/readyz", timeout=5).status_code == 200 and b"try:" in server.log.read_bytes():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)  # another process's start can only be polled
+    pytest.fail(f"the server did not become ready (exit code {server.process.poll()}):\n{server.log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def server(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of this module; it is interrupted at the end as Ctrl-C does it, and waited for."""
+    log = tmp_path_factory.mktemp("server") / "output.txt"
+    http_port, grpc_port, *ray_ports = free_ports(2 + len(RAY_PORTS))
+    command = [
+        str(Path(sys.executable).parent / "polyhead"), "serve", "--bundle", str(bundle_file), "--device", "cpu",
+        "--http-port", str(http_port), "--grpc-port", str(grpc_port),
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment(ray_ports), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    running = Server(process, http_port, grpc_port, log)
+    try:
+        wait_until_ready(running)
+        yield running
+    finally:
+        running.client.close()
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the session that we started it in
+            process.wait()
+        shutil.rmtree(running.scratch, ignore_errors=True)
+    assert process.returncode == 0, f"Ctrl-C did not end the server well:\n{log.read_text()}"
+    assert "Traceback" not in log.read_text()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{running.url}/healthz", timeout=10)
+
+
+@pytest.fixture(autouse=True)
+def _show_output(server: Server) -> Iterator[None]:
+    """Print what the server said, which pytest shows with a failure, and notice at once if it has died."""
+    yield
+    print(server.log.read_text())  # noqa: T201
+    assert server.process.poll() is None, "the server has died"
+
+
+@pytest.fixture(scope="module")
+def photo(encode_picture: Callable[..., bytes]) -> bytes:
+    """60 high, 90 wide."""
+    return encode_picture(60, 90)
+
+
+def huge_png() -> bytes:
+    """30,000 x 30,000 pixels in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def tiny_png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_started_server_says_that_it_is_ready_and_how_to_ask_it(server: Server) -> None:
+    said = server.log.read_text()
+    assert re.search(rf"^ready +{server.url} ", said, re.MULTILINE)
+    assert f"gRPC on {server.grpc_port}" in said
+    (line,) = re.findall(r"^try: +(curl .*)$", said, re.MULTILINE)
+    assert f"'{server.url}/segment?tasks=panoptic,depth'" in line
+    assert "Traceback" not in said
+
+
+def test_two_tasks_are_answered_from_one_encoder_pass(server: Server, photo: bytes) -> None:
+    answer = server.segment(photo, status=200).json()
+    assert answer["results"].keys() == {"panoptic", "depth"}
+    assert answer["errors"] == {}
+    assert answer["timing"]["encoder_passes"] == 1
+    assert answer["image"] == {"height": 60, "width": 90}
+
+
+def test_the_command_that_the_server_prints_works(server: Server, photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(photo)
+    (line,) = re.findall(r"^try: +(curl .*)$", server.log.read_text(), re.MULTILINE)
+    line = line.replace("PHOTO.jpg", str(tmp_path / "photo.png")).replace("curl ", "curl --silent --fail ", 1)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=120)
+    answer = json.loads(done.stdout)
+    assert answer["results"].keys() == {"panoptic", "depth"}
+    server.passes += 1
+    server.saved += 1
+
+
+def test_the_form_field_image_is_answered_too(server: Server, photo: bytes) -> None:
+    response = server.client.post("/segment", params={"tasks": "depth"}, files={"image": ("photo.png", photo)})
+    assert response.status_code == 200, response.text
+    server.passes += 1
+
+
+def test_ids_are_given_back_exactly_once(server: Server, photo: bytes) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    response = server.segment(photo, status=200, headers={"X-Request-Id": "mine-1", "traceparent": trace})
+    assert response.headers.get_list("X-Request-Id") == ["mine-1"]
+    assert response.headers.get_list("traceparent") == [trace]
+    assert response.json()["request_id"] == "mine-1"
+    assert "encoder;dur=" in response.headers["Server-Timing"]
+
+
+def test_an_id_is_given_to_who_sends_none(server: Server, photo: bytes) -> None:
+    response = server.segment(photo, status=200)
+    (given,) = response.headers.get_list("X-Request-Id")
+    assert response.json()["request_id"] == given
+
+
+def test_a_row_of_bad_requests_is_refused_and_the_server_lives_on(server: Server, photo: bytes) -> None:
+    pid = server.process.pid
+    bad: list[tuple[Any, int, dict[str, Any]]] = [
+        (b"", 400, {}),
+        (b"no picture at all", 400, {}),
+        (photo[: len(photo) // 2], 400, {}),
+        (tiny_png(1, 1), 422, {}),
+        (tiny_png(1, 20_000), 422, {}),
+        (huge_png(), 413, {}),
+        (photo, 404, {"params": {"tasks": "panoptc"}}),
+        (photo, 400, {"params": {"format": "gif"}}),
+        (photo, 400, {"params": TASKS | {"format": "png"}}),
+        (photo, 415, {"headers": {"Content-Type": "application/x-www-form-urlencoded"}}),
+        (photo, 400, {"headers": {"X-Request-Timeout-S": "-1"}}),
+    ]
+    for content, status, options in bad:
+        response = server.segment(content, status=status, **options)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["status"] == status
+        assert response.json()["remedy"]
+    assert server.process.pid == pid and server.process.poll() is None
+    server.segment(photo, status=200)
+
+
+def test_a_body_of_100_mb_is_refused(server: Server, photo: bytes) -> None:
+    response = server.segment(bytes(100_000_000), status=413)
+    assert response.json()["title"] == "Image too large"
+    server.segment(photo, status=200)
+
+
+def test_a_streamed_body_of_100_mb_is_refused(server: Server, photo: bytes) -> None:
+    response = server.segment((bytes(1_000_000) for _ in range(100)), status=413)
+    assert response.json()["title"] == "Image too large"
+    server.segment(photo, status=200)
+
+
+def test_health_is_told_over_http_and_grpc(server: Server) -> None:
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        response = check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_pages_are_served(server: Server) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/tasks"):
+        assert server.client.get(path).status_code == 200, path
+    assert server.client.get("/tasks").json()["bundle"] == "tiny"
+
+
+def test_the_command_line_writes_what_the_server_answers(server: Server, photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(photo)
+    command = [
+        str(Path(sys.executable).parent / "polyhead"), "segment", str(tmp_path / "photo.png"),
+        "--tasks", "panoptic,depth", "--url", server.url, "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "result.json", "panoptic.png", "panoptic_overlay.png", "depth.png", "depth_overlay.png",
+    }  # fmt: skip
+    assert Image.open(tmp_path / "out" / "depth.png").size == (90, 60)
+    assert "1 encoder pass" in done.stdout
+    server.passes += 5  # the answer, and two pictures of each task
+    server.saved += 1
+
+
+def test_metrics_tell_exactly_what_was_sent(server: Server, photo: bytes) -> None:
+    before = (server.passes, server.saved)
+    server.segment(photo, status=200)
+    assert (server.passes, server.saved) == (before[0] + 1, before[1] + 1)
+    assert server.metric("polyhead_encoder_passes_total") == server.passes
+    assert server.metric("polyhead_encoder_passes_saved_total") == server.saved
+    assert server.metric("polyhead_pictures_inside") == 0
+    assert server.metric("polyhead_head_errors_total") == 0
+
+
+def test_the_server_s_scratch_folder_is_closed_to_others(server: Server) -> None:
+    assert server.scratch.stat().st_mode & 0o077 == 0
