@@ -52,7 +52,7 @@ class Decoder(Protocol):
         """Run the head's network on B pictures.
 
         Args:
-            features: shared with other heads. Reading is free; writing to a tensor of it fails this head's rows.
+            features: of the blocks in `out_indices`; what a head does to them no other head sees.
 
         Returns:
             Tensors whose first dimension is B, on the device of the features.

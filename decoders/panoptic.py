@@ -75,12 +75,12 @@ def merge_panoptic(
         masks = geometry.to_output(mask_logits[group]).sigmoid_()
         for position, (query, mask) in enumerate(zip(group, masks, strict=True), start):
             in_mask = mask >= mask_threshold
-            mask_areas.append(in_mask.sum())
+            mask_areas.append(torch.count_nonzero(in_mask))
             weighted = mask.mul_(probabilities[query])
             better = weighted > best
-            best = torch.where(better, weighted, best)
-            owner[better] = position
-            inside = torch.where(better, in_mask, inside)
+            torch.fmax(best, weighted, out=best)  # a query of NaNs costs the others nothing
+            owner.masked_fill_(better, position)
+            inside ^= (inside ^ in_mask) & better  # where(better, in_mask, inside), in place
 
     owned_areas = torch.bincount(owner.flatten(), minlength=len(kept) + 1).tolist()
     final_areas = torch.bincount(owner[inside], minlength=len(kept) + 1).tolist()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from decoders.plain_mask_decoder import PlainMaskDecoder
+from encoders.dinov3 import block_from_hugging_face
 from encoders.features import EncoderSpec
 from encoders.key_map import CheckpointError, KeyMap, fill
 
@@ -47,14 +48,7 @@ def load_pmt_decoder(weights: Mapping[str, Tensor], spec: EncoderSpec, out_indic
         ours[f"{lateral}scale"] = keys.take(f"{net}scalers.{i}")
     num_blocks = keys.count(net + "blocks.{}.norm1.weight")
     for i in range(num_blocks):
-        theirs, block = f"{net}blocks.{i}.", f"blocks.{i}."
-        ours |= keys.copy(theirs, block, {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attention.proj"})
-        ours |= keys.fuse(
-            f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv", has_key_bias=False
-        )
-        ours |= keys.copy(theirs, block, {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"})
-        ours[f"{block}scale1"] = keys.take(f"{theirs}layer_scale1.lambda1")
-        ours[f"{block}scale2"] = keys.take(f"{theirs}layer_scale2.lambda1")
+        ours |= block_from_hugging_face(keys, f"{net}blocks.{i}.", f"blocks.{i}.")
     ours |= keys.copy(net, "", {"decoder_norm": "norm", "class_head": "class_head"})
     for i in range(keys.count(net + "upscale.{}.conv1.weight")):
         theirs, upscale = f"{net}upscale.{i}.", f"upscale.{i}."

@@ -116,7 +116,7 @@ def _config(
     size, heads = SIZES.get(dim, (f"vit{dim}", 0))
     num_registers = 0 if registers is None else registers.shape[1]
     if num_heads is None:
-        num_heads = heads or dim // 64
+        num_heads = heads or max(1, dim // 64)
     num_positions = ours["positions"].shape[1]
     grid_h, grid_w = position_grid or (math.isqrt(num_positions), math.isqrt(num_positions))
     if grid_h * grid_w != num_positions:

@@ -43,14 +43,7 @@ def from_hugging_face(
     stem = "model.layer." if "model.layer.0.norm1.weight" in weights else "layer."
     depth = keys.count(stem + "{}.norm1.weight")
     for i in range(depth):
-        theirs, block = f"{stem}{i}.", f"blocks.{i}."
-        ours |= keys.copy(theirs, block, {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attention.proj"})
-        ours |= keys.fuse(
-            f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{block}attention.qkv", has_key_bias=False
-        )
-        ours |= keys.copy(theirs, block, {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"})
-        ours[f"{block}scale1"] = keys.take(f"{theirs}layer_scale1.lambda1")
-        ours[f"{block}scale2"] = keys.take(f"{theirs}layer_scale2.lambda1")
+        ours |= block_from_hugging_face(keys, f"{stem}{i}.", f"blocks.{i}.")
     keys.finish("DINOv3 (Hugging Face)")
     dim, _, _, patch = ours["patch_embed.weight"].shape
     size, heads = SIZES.get(dim, (f"vit{dim}", 0))
@@ -58,10 +51,22 @@ def from_hugging_face(
         name=f"dinov3_{size}",
         embed_dim=dim,
         depth=depth,
-        num_heads=num_heads or heads or dim // 64,
+        num_heads=num_heads or heads or max(1, dim // 64),
         patch_size=patch,
         mlp_dim=ours["blocks.0.mlp.fc1.weight"].shape[0],
         num_registers=registers.shape[1],
         norm_eps=1e-5,
     )
     return config, ours
+
+
+def block_from_hugging_face(keys: KeyMap, theirs: str, ours: str) -> dict[str, Tensor]:
+    """One Transformer block below the two prefixes; PMT's decoder names its blocks in the same way."""
+    block = keys.copy(theirs, ours, {"norm1": "norm1", "norm2": "norm2", "attention.o_proj": "attention.proj"})
+    block |= keys.fuse(
+        f"{theirs}attention.", ("q_proj", "k_proj", "v_proj"), f"{ours}attention.qkv", has_key_bias=False
+    )
+    block |= keys.copy(theirs, ours, {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"})
+    block[f"{ours}scale1"] = keys.take(f"{theirs}layer_scale1.lambda1")
+    block[f"{ours}scale2"] = keys.take(f"{theirs}layer_scale2.lambda1")
+    return block

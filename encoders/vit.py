@@ -58,9 +58,6 @@ class VisionTransformer(nn.Module):
     checkpoint has one, is already added to the CLS token.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: ViTConfig, revision: str = "unset") -> None:
         super().__init__()
         self.config = config
@@ -84,8 +81,9 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
+        # No buffers: these stay float32 when the weights are cast to half precision.
+        self._pixel_mean = torch.tensor(config.pixel_mean).view(1, 3, 1, 1)
+        self._pixel_std = torch.tensor(config.pixel_std).view(1, 3, 1, 1)
         self._rope_cache: dict[tuple[int, int], Rope] = {}
         self._position_cache: dict[tuple[int, int], Tensor] = {}
 
@@ -114,10 +112,9 @@ class VisionTransformer(nn.Module):
         patch = self.config.patch_size
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch or images.shape[3] % patch:
             raise ValueError(f"images must be [B, 3, H, W] with H and W multiples of {patch}, not {list(images.shape)}")
-        pixels = images.to(self.patch_embed.weight.dtype)
-        if images.dtype == torch.uint8:
-            pixels = pixels / 255
-        patches = self.patch_embed((pixels - self.pixel_mean) / self.pixel_std)
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        pixels = (pixels - self._pixel_mean.to(pixels.device)) / self._pixel_std.to(pixels.device)
+        patches = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
         grid_size = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)
         if self.positions is not None:

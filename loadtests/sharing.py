@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -174,18 +175,11 @@ def summarise(figures: dict[str, list[float]], clients: dict[str, list[dict[str,
 @contextmanager
 def _server() -> Iterator[str]:
     """A server of our own on free ports, as a user would start it."""
-    names = ("http", "grpc", "METRICS", "STATS", "HTTP", "GRPC")
-    ports = dict(zip(names, (str(port) for port in _free_ports(len(names))), strict=True))
-    environment = os.environ | {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": ports["METRICS"],
-        "RAY_SERVE_HAPROXY_STATS_PORT": ports["STATS"],
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports["HTTP"],
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports["GRPC"],
-    }
-    command = [sys.executable, "-m", "serving.cli", "serve", "--http-port", ports["http"], "--grpc-port", ports["grpc"]]
-    url = f"http://127.0.0.1:{ports['http']}"
+    http_port, grpc_port = (str(port) for port in _free_ports(2))
+    command = [sys.executable, "-m", "serving.cli", "serve", "--http-port", http_port, "--grpc-port", grpc_port]
+    url = f"http://127.0.0.1:{http_port}"
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             for _ in range(240):
                 try:
@@ -198,7 +192,7 @@ def _server() -> Iterator[str]:
                 raise RuntimeError(f"the server did not get ready:\n{log.read().decode()}")
             yield url
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             process.wait(60)
 
 

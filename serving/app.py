@@ -6,28 +6,37 @@ what `start` began.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from fastapi import FastAPI
 
 from serving.config import Settings
+from serving.errors import StartError
 from serving.grpc_gateway import SERVICER_FUNCTIONS, GrpcGateway
 from serving.http_gateway import create_app
 from serving.service import create_service
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.schema import ServeStatus
 
 APPLICATION = "polyhead"
 
-
-class StartError(RuntimeError):
-    """The deployment did not come up."""
+_HAPROXY_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
+"""Ray Serve's own defaults; used where they are free."""
 
 
 class PolyheadDeployment(GrpcGateway):
@@ -58,8 +67,10 @@ def start(settings: Settings) -> None:
     """Start Ray on this machine, deploy, and wait until the replicas are ready.
 
     Raises:
-        StartError: a port is taken, or the deployment failed.
+        StartError: a port is taken, CPUs or GPUs are too few, or the deployment failed.
     """
+    if settings.http_port == settings.grpc_port:
+        raise StartError(f"HTTP and gRPC can't share port {settings.http_port}; choose another with --grpc-port")
     for port, option in ((settings.http_port, "--http-port"), (settings.grpc_port, "--grpc-port")):
         _check_free(settings.host, port, option)
     _set_environment(settings)
@@ -74,6 +85,7 @@ def start(settings: Settings) -> None:
         log_to_driver=False,  # the replicas' logs stand in files; see `log_directory`
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _check_resources(settings, ray.cluster_resources())
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
@@ -82,9 +94,9 @@ def start(settings: Settings) -> None:
     try:
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        status = serve.status().applications[APPLICATION]
-        reason = next((d.message for d in status.deployments.values() if d.message), str(error))
-        raise StartError(f"the server did not start: {reason.strip().splitlines()[-1]}") from None
+        raise StartError(
+            f"the server did not start: {_reason(serve.status(), error)}; logs: {log_directory()}"
+        ) from None
 
 
 def log_directory() -> Path:
@@ -108,23 +120,23 @@ def stop() -> None:
 
 def application(settings: Settings) -> Application:
     """The deployment bound to its settings, for `serve.run` or a Serve config file."""
-    import torch
     from ray import serve
 
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     deployment = serve.deployment(
         name="PolyheadDeployment",
         num_replicas=settings.replicas,
-        max_ongoing_requests=4 * settings.max_queued_pictures,  # shedding is ours: see serving.admission
+        max_ongoing_requests=4 * settings.max_pictures_inside,  # shedding is ours (`serving.admission`); this is a
+        max_queued_requests=4 * settings.max_pictures_inside,  # back-stop that leaves room for /healthz and /metrics
         graceful_shutdown_wait_loop_s=settings.drain_s,
-        ray_actor_options={"num_gpus": 1 if on_gpu else 0},
+        ray_actor_options=_replica_resources(settings),
     )(serve.ingress()(PolyheadDeployment))
     return deployment.bind(settings.model_dump(mode="json"))
 
 
 def _check_free(host: str, port: int, option: str) -> None:
     """HAProxy would retry for a minute and then say little."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -132,10 +144,32 @@ def _check_free(host: str, port: int, option: str) -> None:
             raise StartError(f"can't listen on {host}:{port}: {error.strerror}; choose another with {option}") from None
 
 
+def _replica_resources(settings: Settings) -> dict[str, float]:
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    return {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0}
+
+
+def _check_resources(settings: Settings, resources: dict[str, float]) -> None:
+    """Ray Serve would wait for ever for replicas that it can't place."""
+    for kind, needed in _replica_resources(settings).items():
+        there = int(resources.get(kind.removeprefix("num_")[:-1].upper(), 0))
+        if needed * settings.replicas > there:
+            raise StartError(
+                f"{settings.replicas} replica(s) on device '{settings.device}' need {needed * settings.replicas:g} "
+                f"{kind.removeprefix('num_')}, but there are {there}; choose fewer --replicas or another --device"
+            )
+
+
+def _reason(status: ServeStatus, error: RuntimeError) -> str:
+    deployments = status.applications[APPLICATION].deployments if APPLICATION in status.applications else {}
+    message = next((deployment.message for deployment in deployments.values() if deployment.message), str(error))
+    return message.strip().splitlines()[-1]
+
+
 def _set_environment(settings: Settings) -> None:
     """Ray reads these when it is imported; what the operator has set stays."""
-    scratch = Path(tempfile.gettempdir()) / f"polyhead-{os.getuid()}-{settings.http_port}"
-    scratch.mkdir(mode=0o700, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="polyhead-"))  # ours alone: HAProxy's default folder is open to everybody
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -148,5 +182,23 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    # HAProxy shares a port with another HAProxy without a word, so a second server needs ports of its own.
+    for name, port in _HAPROXY_PORTS.items():
+        defaults[name] = str(port if _is_free("127.0.0.1", port) else _any_free_port())
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _check_free(host, port, "")
+    except StartError:
+        return False
+    return True
+
+
+def _any_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -140,8 +140,11 @@ def read_bundle(name_or_path: str) -> tuple[BundleFile, Path]:
         raise BundleError(f"no bundle '{name_or_path}'; packaged: {packaged}; or give the path of a .yaml file")
     try:
         return BundleFile.model_validate(yaml.safe_load(path.read_text())), path.parent
-    except (yaml.YAMLError, ValidationError) as error:
-        raise BundleError(f"{path} is not a valid bundle: {error}") from None
+    except yaml.YAMLError as error:
+        raise BundleError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"{path} is not a valid bundle: {wrong}") from None
 
 
 def fetch_weights(name_or_path: str, cache_dir: Path) -> Path:
@@ -181,9 +184,9 @@ def load_bundle(
     heads: dict[str, Head] = {}
     label_sets: dict[str, LabelSet] = {}
     for task, entry in file.tasks.items():
+        decoder = new_decoder(entry, encoder.spec)
         if entry.labels is not None:
             label_sets[task] = load_label_set(entry.labels)
-        decoder = new_decoder(entry, encoder.spec)
         if isinstance(decoder, nn.Module):
             _fill(decoder, folder / entry.weights, task)
             decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -210,9 +213,12 @@ def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
         if entry.labels is not None:
             arguments["label_set"] = load_label_set(entry.labels)
         inspect.signature(decoder_type).bind(spec, **arguments)
-        return decoder_type(spec, **arguments)  # type: ignore[call-arg]  # a Protocol says nothing of constructors
+        decoder = decoder_type(spec, **arguments)  # type: ignore[call-arg]  # a Protocol says nothing of constructors
     except (TypeError, ValueError) as error:
         raise BundleError(f"decoder '{entry.decoder}': {error}") from None
+    if not isinstance(decoder, Decoder):
+        raise BundleError(f"decoder '{entry.decoder}': {decoder_type.__name__} is no decoders.base.Decoder")
+    return decoder
 
 
 def _fill(decoder: nn.Module, path: Path, task: str) -> None:

@@ -12,14 +12,20 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from decoders.labels import LabelSet
 from encoders.key_map import CheckpointError
+from serving.answers import parse_label_sets, parse_results
+from serving.bundles import fetch_weights
 from serving.cli_training import evaluate, train
-from serving.config import Settings
-from serving.errors import BundleError, PolyheadError
+from serving.config import Settings, read_settings
+from serving.engine import Engine
+from serving.errors import BundleError, PolyheadError, StartError
+from serving.pictures import decode_picture
+from serving.render import overlay_png, prediction_json, result_png
+from serving.types import PredictOptions, parse_tasks
 
 app = typer.Typer(
     name="polyhead",
@@ -30,38 +36,40 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 Tasks = Annotated[str | None, typer.Option(help="Tasks, separated by commas [default: the bundle's].")]
-BundleName = Annotated[str, typer.Option(help="A packaged bundle's name, or the path of a bundle's YAML file.")]
+BundleName = Annotated[
+    str | None, typer.Option(help="A packaged bundle's name, or the path of a bundle's YAML file [default: demo].")
+]
 
 
 @app.command()
 def serve(
-    bundle: BundleName = "demo",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port of HTTP.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 9000,
-    replicas: Annotated[int, typer.Option(help="Copies of the deployment.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    bundle: BundleName = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of HTTP [default: 8000].")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC [default: 9000].")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the deployment [default: 1].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: auto].")] = None,
 ) -> None:
-    """Serve a bundle over HTTP and gRPC until Ctrl-C. Further settings: environment variables POLYHEAD_*."""
-    settings = _settings(
+    """Serve a bundle over HTTP and gRPC until Ctrl-C.
+
+    Every setting is also an environment variable, POLYHEAD_HTTP_PORT say; an option given here wins.
+    """
+    settings = read_settings(
         bundle=bundle, host=host, http_port=http_port, grpc_port=grpc_port, replicas=replicas, device=device
     )
     from serving import app as server  # Ray takes a second to import; only this command needs it
-    from serving.bundles import fetch_weights
 
+    fetch_weights(settings.bundle, settings.cache_dir)
+    console.print(f"starting {settings.replicas} replica(s) of bundle '{settings.bundle}' …")
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        fetch_weights(settings.bundle, settings.cache_dir)
-        console.print(f"starting {settings.replicas} replica(s) of bundle '{settings.bundle}' …")
-        try:
-            server.start(settings)
-        except server.StartError as error:
-            raise BundleError(str(error)) from None
+        server.start(settings)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         url = f"http://{settings.host}:{settings.http_port}"
         console.print(
-            f"[bold green]ready[/]  {url}  (playground; {url}/docs for the API; gRPC on {settings.grpc_port})"
+            f"[bold green]ready[/]  {url}  (playground; {url}/docs for the API; gRPC on {settings.grpc_port})",
+            soft_wrap=True,
         )
         console.print(f"logs   {server.log_directory()}", soft_wrap=True)
         print(
@@ -81,25 +89,31 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for the results; made if absent.")] = Path("out"),
     url: Annotated[str, typer.Option(help="Address of a server.")] = "http://127.0.0.1:8000",
     local: Annotated[bool, typer.Option("--local", help="Run here, without a server.")] = False,
-    bundle: BundleName = "demo",
+    bundle: BundleName = None,
     max_side: Annotated[int | None, typer.Option(help="Results' longer side, pixels.")] = None,
 ) -> None:
     """Run tasks on a picture; writes result.json and, for each task, an overlay and a PNG of the raw result."""
-    files = _segment_here(photo, tasks, max_side, bundle) if local else _segment_there(photo, tasks, max_side, url)
+    data = photo.read_bytes()
+    picture = decode_picture(data)
+    if local:
+        answer, label_sets = _ask_engine(data, parse_tasks(tasks), max_side, read_settings(bundle=bundle))
+    else:
+        answer, label_sets = _ask_server(data, tasks, max_side, url)
     out.mkdir(parents=True, exist_ok=True)
+    files = {"result.json": json.dumps(answer, indent=1).encode()}
+    for task, result in parse_results(answer).items():
+        files[f"{task}.png"] = result_png(result)
+        files[f"{task}_overlay.png"] = overlay_png(result, picture, label_sets.get(task))
     for name, content in files.items():
         (out / name).write_bytes(content)
-    _print_answer(json.loads(files["result.json"]), out, sorted(files))
+    _print_answer(answer)
+    print(f"wrote {', '.join(str(out / name) for name in files)}")
 
 
 @app.command()
 def pull(bundle: Annotated[str, typer.Argument(help="A bundle's name or YAML file.")] = "demo") -> None:
     """Fetch the weights that a bundle needs, so that serving it starts at once."""
-    from serving.bundles import fetch_weights
-
-    settings = _settings()
-    path = fetch_weights(bundle, settings.cache_dir)
-    console.print(f"encoder of '{bundle}': {path}")
+    print(f"encoder of '{bundle}': {fetch_weights(bundle, read_settings().cache_dir)}")
 
 
 app.command("train")(train)
@@ -107,83 +121,59 @@ app.command("eval")(evaluate)
 
 
 def main() -> None:
-    """Entry point: our own errors become one clear line and exit code 1."""
+    """Entry point: errors that a person can do something about become one clear line and exit code 1."""
     logging.basicConfig(level=logging.WARNING)
     try:
         app()
-    except (BundleError, CheckpointError, PolyheadError, FileNotFoundError) as error:
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (BundleError, StartError, CheckpointError, PolyheadError, OSError) as error:
         remedy = f" ({error.remedy})" if isinstance(error, PolyheadError) else ""
         console.print(f"[bold red]error[/] {error}{remedy}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 
-def _settings(**given: Any) -> Settings:
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise BundleError(f"settings: {wrong}") from None
+Answer = tuple[dict[str, Any], dict[str, LabelSet]]
+"""The JSON answer, and the label sets by task."""
 
 
-def _segment_here(photo: Path, tasks: str | None, max_side: int | None, bundle: str) -> dict[str, bytes]:
-    from serving.engine import Engine
-    from serving.pictures import decode_picture
-    from serving.render import overlay_png, prediction_json, result_png
-    from serving.types import PredictOptions
-
-    settings = _settings(bundle=bundle)
-    engine = Engine.from_bundle(bundle, device=settings.device, cache_dir=settings.cache_dir)
-    data = photo.read_bytes()
-    picture = decode_picture(data)
-    prediction = engine.predict(data, _split(tasks), PredictOptions(max_side=max_side))[0]
+def _ask_engine(data: bytes, tasks: list[str] | None, max_side: int | None, settings: Settings) -> Answer:
+    engine = Engine.from_bundle(
+        settings.bundle, device=settings.device, dtype=settings.torch_dtype, cache_dir=settings.cache_dir
+    )
+    prediction = engine.predict(data, tasks, PredictOptions(max_side=max_side))[0]
     answer = prediction_json(prediction, request_id="local", bundle=engine.bundle.name, masks="rle")
-    files = {"result.json": json.dumps(answer, indent=1).encode()}
-    for task, result in prediction.results.items():
-        files[f"{task}.png"] = result_png(result)
-        files[f"{task}_overlay.png"] = overlay_png(result, picture, engine.bundle.label_sets.get(task))
-    return files
+    return answer, engine.bundle.label_sets
 
 
-def _segment_there(photo: Path, tasks: str | None, max_side: int | None, url: str) -> dict[str, bytes]:
-    data = photo.read_bytes()
-    options = {} if max_side is None else {"max_side": str(max_side)}
-
-    with httpx.Client(base_url=url, timeout=120) as client:
-
-        def post(**query: str) -> httpx.Response:
+def _ask_server(data: bytes, tasks: str | None, max_side: int | None, url: str) -> Answer:
+    query = {"tasks": tasks, "max_side": None if max_side is None else str(max_side)}
+    try:
+        with httpx.Client(base_url=url, timeout=120) as client:
             response = client.post(
-                "/segment", params=options | query, content=data, headers={"Content-Type": "application/octet-stream"}
+                "/segment",
+                params={name: value for name, value in query.items() if value is not None},
+                content=data,
+                headers={"Content-Type": "application/octet-stream"},
             )
-            if response.is_error:
+            if response.headers.get("content-type") == "application/problem+json":
                 problem = response.json()
-                console.print(
-                    f"[bold red]{problem['status']} {problem['title']}[/] {problem['detail']} ({problem['remedy']})",
-                    highlight=False,
-                )
-                raise SystemExit(1)
-            return response
-
-        try:
-            answer = post(**({} if tasks is None else {"tasks": tasks}))
-            files = {"result.json": json.dumps(answer.json(), indent=1).encode()}
-            for task in answer.json()["results"]:
-                files[f"{task}.png"] = post(tasks=task, format="png").content
-                files[f"{task}_overlay.png"] = post(tasks=task, format="overlay").content
-        except httpx.TransportError as error:
-            remedy = "start one with 'polyhead serve', or add --local"
-            console.print(f"[bold red]error[/] no server answers at {url} ({error}); {remedy}", soft_wrap=True)
-            raise SystemExit(1) from None
-    return files
+                raise StartError(f"{problem['status']} {problem['title']}: {problem['detail']} ({problem['remedy']})")
+            response.raise_for_status()
+            return response.json(), parse_label_sets(client.get("/tasks").raise_for_status().json())
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        remedy = "start one with 'polyhead serve', or add --local"
+        raise StartError(f"no polyhead server answers at {url} ({error}); {remedy}") from None
 
 
-def _print_answer(answer: dict[str, Any], out: Path, files: list[str]) -> None:
+def _print_answer(answer: dict[str, Any]) -> None:
     timing = answer["timing"]
     for task, result in answer["results"].items():
         if "segments" in result:
             table = Table(title=task, title_justify="left")
             for column in ("id", "label", "score", "area %"):
                 table.add_column(column)
-            pixels = answer["image"]["height"] * answer["image"]["width"]
+            pixels = sum(item["area"] for item in result["segments"]) or 1
             for item in result["segments"]:
                 share = f"{100 * item['area'] / pixels:.1f}"
                 table.add_row(str(item["segment_id"]), item["label"], f"{item['score']:.2f}", share)
@@ -192,11 +182,8 @@ def _print_answer(answer: dict[str, Any], out: Path, files: list[str]) -> None:
             print(f"{task}: {result['min']:.2f} to {result['max']:.2f} {result['unit']}")
     for task, problem in answer["errors"].items():
         console.print(f"[bold red]{task}[/] {problem['detail']}")
-    print(f"{timing['total_ms']:.0f} ms with {timing['encoder_passes']} encoder pass(es); in {out}: {', '.join(files)}")
-
-
-def _split(tasks: str | None) -> list[str] | None:
-    return None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
+    passes = "1 encoder pass" if timing["encoder_passes"] == 1 else f"{timing['encoder_passes']} encoder passes"
+    print(f"{timing['total_ms']:.0f} ms with {passes}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from decoders.training import recipes
 from decoders.training.data import load_coco_panoptic, load_rgbd_frames
 from decoders.training.evaluate import score_depth, score_panoptic
 from decoders.training.feature_cache import FeatureCache
+from decoders.training.schedule import Schedule
 from encoders.checkpoints import load_encoder
 from encoders.preprocess import InputGeometry
 from serving.bundles import fetch_weights, new_decoder, read_bundle
-from serving.config import Settings
+from serving.config import read_settings
 from serving.engine import Engine
 from serving.errors import BundleError
 
@@ -40,14 +41,14 @@ def train(
     data: Data,
     bundle: BundleName = "demo",
     split: Annotated[str | None, typer.Option(help=SplitHelp + " [default: train2017 or 0:695]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Weights file [default: the bundle's own].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Weights file [default: TASK.safetensors here].")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps [default: the recipe's].")] = None,
     seed: Annotated[int, typer.Option(help="Of views, initial weights and order.")] = 0,
     features: Annotated[Path | None, typer.Option(help="Folder for cached features [default: in the cache].")] = None,
 ) -> None:
     """Train a head of a bundle on frozen features; they are computed once and kept on disk."""
-    settings = Settings()
-    file, folder = read_bundle(bundle)
+    settings = read_settings()
+    file, _ = read_bundle(bundle)
     if task not in file.tasks:
         raise BundleError(f"no task '{task}' in bundle {file.name}; there are: {', '.join(file.tasks)}")
     entry = file.tasks[task]
@@ -75,7 +76,7 @@ def train(
             pictures = len(depth_samples)
         else:
             raise BundleError(f"no recipe trains decoder '{entry.decoder}'; there are recipes for panoptic and depth")
-    target = out or folder / entry.weights
+    target = out or Path(f"{task}.safetensors")
     facts = dataclasses.asdict(schedule) | {"task": task, "pictures": pictures, "encoder": encoder.spec.revision}
     recipes.save_head(decoder, target, {name: str(value) for name, value in facts.items()})
     console.print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")
@@ -89,7 +90,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file as well.")] = None,
 ) -> None:
     """Score a head of a bundle on held-out pictures: PQ for panoptic heads, AbsRel for depth."""
-    settings = Settings()
+    settings = read_settings()
     engine = Engine.from_bundle(bundle, device=settings.device, cache_dir=settings.cache_dir)
     engine.check_tasks([task])
     entry = read_bundle(bundle)[0].tasks[task]
@@ -120,7 +121,7 @@ def evaluate(
         out.write_text(json.dumps(answer, indent=1) + "\n")
 
 
-def _schedule(recipe: recipes.Schedule, steps: int | None, seed: int) -> recipes.Schedule:
+def _schedule(recipe: Schedule, steps: int | None, seed: int) -> Schedule:
     return dataclasses.replace(recipe, steps=steps or recipe.steps, seed=seed)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.errors import StartError
+from serving.pictures import MAX_PIXELS
 
 CACHE_DIR = Path.home() / ".cache" / "polyhead"
 
@@ -23,7 +27,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(CACHE_DIR, description="Where downloaded weights are kept.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is a GPU.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of encoder and heads.")
-    torch_threads: int | None = Field(None, ge=1, description="CPU threads of one operation; default: all cores.")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads of one operation; default: the cores, shared by the replicas."
+    )
 
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
     http_port: int = Field(8000, ge=1, le=65535)
@@ -32,9 +38,28 @@ class Settings(BaseSettings):
 
     max_batch_size: int | None = Field(None, ge=1, description="Pictures in one pass; default 16 on a GPU, 4 without.")
     max_wait_ms: float = Field(1.0, ge=0, description="Longest wait of a picture for others while nothing runs.")
-    max_queued_pictures: int = Field(64, ge=1, description="More waiting than this are shed with 429.")
+    max_pictures_inside: int = Field(64, ge=1, description="Let in and not yet answered; more are shed with 429.")
     decode_threads: int = Field(4, ge=1, description="Threads that decode pictures and render answers.")
     default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that sets none.")
     max_upload_bytes: int = Field(32 * 2**20, ge=1, description="Largest picture file.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Largest picture, width times height.")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Largest picture, width times height.")
     drain_s: float = Field(2.0, ge=0, description="How long a stopping replica finishes what it has begun.")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch knows it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings from the environment, and over them what is given and not None.
+
+    Raises:
+        StartError: names each wrong value, in one line.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise StartError(f"settings: {wrong}") from None

@@ -6,6 +6,7 @@ steps `prepare`, `run_pass` and `finish` from different threads and batches the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from serving.pictures import decode_picture
 from serving.planner import plan, taps
 from serving.types import Prediction, PredictOptions, Timing
 
+logger = logging.getLogger("polyhead.engine")
+
 Picture = Image.Image | NDArray[np.uint8] | bytes | str | Path
 """An RGB Pillow image, an [H, W, 3] uint8 array in RGB, a file's bytes, or its path."""
 
@@ -48,39 +51,35 @@ class PassInput:
 
 
 @dataclass
-class PassOutput:
-    """What one picture got from one pass; every task of it is in `raw` or in `errors`."""
-
-    raw: dict[str, RawOutput] = field(default_factory=dict)
-    errors: dict[str, PolyheadError] = field(default_factory=dict)
-
-
-@dataclass
 class PassReport:
-    """What a batched pass cost; seconds are of the whole batch.
+    """What one run of the encoder and the heads behind it cost; seconds are of the whole batch.
 
     Attributes:
-        batch_size: pictures.
-        encoder_runs: 1, or more where something had to be run again.
-        encoder_s: all runs together.
+        batch_size: pictures that were encoded together; 0 if the encoder failed.
+        encoder_s: the encoder.
         heads_s: by task.
         head_rows: pictures that each head was run on.
     """
 
-    batch_size: int
-    encoder_runs: int = 0
+    batch_size: int = 0
     encoder_s: float = 0.0
     heads_s: dict[str, float] = field(default_factory=dict)
     head_rows: dict[str, int] = field(default_factory=dict)
 
-    def add(self, other: PassReport) -> None:
-        """Count another run into this one."""
-        self.encoder_runs += other.encoder_runs
-        self.encoder_s += other.encoder_s
-        for task, seconds in other.heads_s.items():
-            self.heads_s[task] = self.heads_s.get(task, 0.0) + seconds
-        for task, rows in other.head_rows.items():
-            self.head_rows[task] = self.head_rows.get(task, 0) + rows
+
+@dataclass
+class PassOutput:
+    """What one picture got from one pass; every task of it is in `raw` or in `errors`.
+
+    Attributes:
+        report: of the run that served it, shared with the other pictures of its batch.
+        raw: network output by task, this picture's row.
+        errors: by task.
+    """
+
+    report: PassReport
+    raw: dict[str, RawOutput] = field(default_factory=dict)
+    errors: dict[str, PolyheadError] = field(default_factory=dict)
 
 
 class Engine:
@@ -159,10 +158,9 @@ class Engine:
         for number in range(len(plan(asked, self.bundle.heads))):
             for start in range(0, len(prepared), max_batch_size):
                 group = range(start, min(start + max_batch_size, len(prepared)))
-                results, report = self.run_pass([prepared[i][1][number] for i in group])
-                for i, output in zip(group, results, strict=True):
+                for i, output in zip(group, self.run_pass([prepared[i][1][number] for i in group]), strict=True):
                     outputs[i].append(output)
-                    count_pass(timings[i], report, prepared[i][1][number].tasks)
+                    count_pass(timings[i], output)
         predictions = []
         for (size, inputs), passes, timing in zip(prepared, outputs, timings, strict=True):
             begun = time.perf_counter()
@@ -194,54 +192,40 @@ class Engine:
             inputs.append(PassInput(resize_and_pad(image, geometry), geometry, encoder_pass.tasks))
         return inputs
 
-    def run_pass(self, inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+    def run_pass(self, inputs: Sequence[PassInput]) -> list[PassOutput]:
         """Encode a batch once and run every asked head on its own rows.
 
         A picture on which the encoder or a head fails, fails alone: what failed as a batch is tried again row by row.
-        A head that writes to the shared features fails, and the others are run again on fresh ones.
+        Every head gets features of its own to read (the last one the originals), so none can change another's.
 
         Args:
             inputs: of equal input size.
 
         Returns:
-            (one output per input, what it cost).
+            One output per input.
         """
-        return self._run_pass(inputs, faulty=frozenset())
-
-    def _run_pass(self, inputs: Sequence[PassInput], faulty: frozenset[str]) -> tuple[list[PassOutput], PassReport]:
-        outputs = [PassOutput() for _ in inputs]
-        report = PassReport(batch_size=len(inputs))
         rows_of: dict[str, list[int]] = {}
         for row, item in enumerate(inputs):
             for task in item.tasks:
-                if task in faulty:
-                    outputs[row].errors[task] = HeadFailedError(
-                        f"head '{task}' wrote to the features that all heads share",
-                        remedy="fix the head: it must copy what it wants to change",
-                    )
-                else:
-                    rows_of.setdefault(task, []).append(row)
-        if not rows_of:
-            return outputs, report
-        heads = self.bundle.heads
+                rows_of.setdefault(task, []).append(row)
+        report = PassReport()
+        begun = self._now()
         try:
-            begun = self._now()
-            features = self._encode(inputs, taps(rows_of, heads))
-            report.encoder_s = self._now() - begun
-            report.encoder_runs = 1
+            features = self._encode(inputs, taps(rows_of, self.bundle.heads))
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not take the other pictures along
-            return self._encode_alone(inputs, faulty, error)
-        writes = features.write_count()
-        for task, rows in rows_of.items():
+            if len(inputs) > 1:
+                return [output for item in inputs for output in self.run_pass([item])]
+            return [PassOutput(report, errors=dict.fromkeys(inputs[0].tasks, _encoder_failed(error)))]
+        report.encoder_s = self._now() - begun
+        report.batch_size = len(inputs)
+        outputs = [PassOutput(report) for _ in inputs]
+        last = list(rows_of)[-1]
+        for task in rows_of:
             begun = self._now()
-            self._run_head(task, features, rows, outputs)
+            self._run_head(task, features, rows_of[task], outputs, keep=task != last)
             report.heads_s[task] = self._now() - begun
-            report.head_rows[task] = len(rows)
-            if features.write_count() != writes:
-                again, second = self._run_pass(inputs, faulty | {task})
-                report.add(second)
-                return again, report
-        return outputs, report
+            report.head_rows[task] = len(rows_of[task])
+        return outputs
 
     def finish(
         self, inputs: Sequence[PassInput], outputs: Sequence[PassOutput], options: PredictOptions
@@ -266,32 +250,19 @@ class Engine:
         features: EncoderFeatures = self.bundle.encoder(images, out_indices)
         return features
 
-    def _encode_alone(
-        self, inputs: Sequence[PassInput], faulty: frozenset[str], error: Exception
-    ) -> tuple[list[PassOutput], PassReport]:
-        report = PassReport(batch_size=len(inputs))
-        if len(inputs) == 1:
-            failed = EncoderFailedError(
-                f"the encoder failed: {type(error).__name__}: {error}", remedy="try again; if it stays, report it"
-            )
-            return [PassOutput(errors=dict.fromkeys(inputs[0].tasks, failed))], report
-        outputs = []
-        for item in inputs:
-            output, alone = self._run_pass([item], faulty)
-            outputs += output
-            report.add(alone)
-        return outputs, report
-
-    def _run_head(self, task: str, features: EncoderFeatures, rows: list[int], outputs: Sequence[PassOutput]) -> None:
+    def _run_head(
+        self, task: str, features: EncoderFeatures, rows: list[int], outputs: Sequence[PassOutput], *, keep: bool
+    ) -> None:
+        decoder = self.bundle.heads[task].decoder
         try:
             with torch.no_grad():
-                raw = self.bundle.heads[task].decoder(features.rows(rows))
+                raw = decoder(features.rows(rows, decoder.out_indices, copy=keep or len(rows) > 1))
             for position, row in enumerate(rows):
                 outputs[row].raw[task] = {name: tensor[position] for name, tensor in raw.items()}
         except Exception as error:  # noqa: BLE001  # a head may come from anywhere
             if len(rows) > 1:
                 for row in rows:
-                    self._run_head(task, features, [row], outputs)
+                    self._run_head(task, features, [row], outputs, keep=True)
             else:
                 outputs[rows[0]].raw.pop(task, None)
                 outputs[rows[0]].errors[task] = _head_failed(task, error)
@@ -302,19 +273,29 @@ class Engine:
         return time.perf_counter()
 
 
-def count_pass(timing: Timing, report: PassReport, tasks: Iterable[str]) -> None:
-    """Add what a batched pass cost to the timing of a picture that was in it."""
-    timing.encoder_passes += report.encoder_runs
+def count_pass(timing: Timing, output: PassOutput) -> None:
+    """Add the run that served a picture to the picture's timing."""
+    report = output.report
+    timing.encoder_passes += report.batch_size > 0
     timing.encoder_ms += 1e3 * report.encoder_s
     timing.batch_size = max(timing.batch_size, report.batch_size)
-    for task in tasks:
+    for task in (*output.raw, *output.errors):
         if task in report.heads_s:
             timing.heads_ms[task] = 1e3 * report.heads_s[task]
 
 
+def _encoder_failed(error: Exception) -> EncoderFailedError:
+    logger.error("the encoder failed", exc_info=error)
+    return EncoderFailedError(
+        f"the encoder failed with a {type(error).__name__}; the server's log has it", remedy="try again, or report it"
+    )
+
+
 def _head_failed(task: str, error: Exception) -> HeadFailedError:
+    logger.error("head '%s' failed", task, exc_info=error)
     return HeadFailedError(
-        f"head '{task}' failed: {type(error).__name__}: {error}", remedy="the other tasks are not affected; report it"
+        f"head '{task}' failed with a {type(error).__name__}; the server's log has it",
+        remedy="the other tasks are not affected; report this one",
     )
 
 

@@ -137,5 +137,9 @@ class InternalError(PolyheadError):
     """A bug of ours."""
 
 
+class StartError(RuntimeError):
+    """What a person asked for on the command line can't be done: a port is taken, say, or there is no GPU."""
+
+
 class BundleError(ValueError):
     """A bundle can't be loaded: at start-up, for the operator, never for a caller."""

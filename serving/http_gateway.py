@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -19,6 +20,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoders.base import PostprocessOptions
@@ -33,7 +35,7 @@ from serving.errors import (
 from serving.pictures import decode_picture
 from serving.render import overlay_png, prediction_json, prediction_npz, result_png
 from serving.service import SegmentationService
-from serving.types import Prediction, PredictOptions, Timing
+from serving.types import Prediction, PredictOptions, Timing, parse_tasks
 
 _WEB = Path(__file__).parent / "web"
 _PAGE_HEADERS = {
@@ -42,6 +44,10 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 mimetypes.add_type("text/javascript", ".js")  # a system's own table may say otherwise, and browsers then refuse modules
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_CLIENT_CLOSED = 499
+"""The status under which a request is counted whose client went away (nginx's number)."""
+
 _MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that a form may have beyond its picture: boundaries, headers, small fields."""
 
@@ -68,9 +74,7 @@ class SegmentQuery(BaseModel):
 
     def task_list(self) -> list[str] | None:
         """The tasks, or None for the default ones."""
-        if self.tasks is None:
-            return None
-        return [task.strip() for task in self.tasks.split(",") if task.strip()]
+        return parse_tasks(self.tasks)
 
     def options(self) -> PredictOptions:
         """The thresholds and the output size."""
@@ -127,20 +131,19 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
         ] = None,
     ) -> Response:
         """Answers JSON, or with `format` one task's PNG or overlay, or all arrays as an npz archive."""
-        timeout_s = x_request_timeout_s or service.settings.default_timeout_s
+        _check_repeats(request)
         tasks = service.engine.check_tasks(query.task_list())
         if query.format in ("png", "overlay") and len(tasks) != 1:
             raise InvalidOptionError(
                 f"format={query.format} takes exactly one task, not {len(tasks)} ({', '.join(tasks)})",
                 remedy=f"name one, e.g. tasks={tasks[0]}",
             )
-        service.check_ready()
-        service.admission.check(timeout_s)
-        data = await _read_picture(request, service.settings.max_upload_bytes)
-        prediction = await service.predict(data, tasks, query.options(), timeout_s=timeout_s)
-        if not prediction.results:
-            raise next(iter(prediction.errors.values()))
-        response = await service.in_pool(lambda: _render(query, prediction, data, request, service))
+        async with service.admitted(x_request_timeout_s or service.settings.default_timeout_s) as deadline_s:
+            data = await _read_picture(request, service.settings.max_upload_bytes)
+            prediction = await service.predict(data, tasks, query.options(), deadline_s)
+            if not prediction.results:
+                raise next(iter(prediction.errors.values()))
+            response = await service.in_pool(lambda: _render(query, prediction, data, request, service))
         response.headers["Server-Timing"] = _server_timing(prediction.timing)
         return response
 
@@ -196,11 +199,11 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
             ],
         }
 
-    @app.get("/healthz", summary="Whether the process lives")
+    @app.api_route("/healthz", methods=["GET", "HEAD"], summary="Whether the process lives")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether pictures are answered now")
+    @app.api_route("/readyz", methods=["GET", "HEAD"], summary="Whether pictures are answered now")
     async def readyz() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
@@ -213,7 +216,7 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
 def _add_pages(app: FastAPI) -> None:
     app.mount("/static", _PageFiles(directory=_WEB), name="static")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def playground() -> FileResponse:
         return FileResponse(_WEB / "index.html", headers=_PAGE_HEADERS)
 
@@ -248,16 +251,19 @@ def _add_problems(app: FastAPI, service: SegmentationService) -> None:
             media_type="application/problem+json",
         )
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> Response:
-        logger.exception("unexpected failure of request %s", request.state.request_id, exc_info=error)
-        return _problem(service, InternalError("an unexpected failure; the log has it", remedy="report the request id"))
-
 
 def _problem(service: SegmentationService, error: PolyheadError) -> Response:
     service.metrics.refused.labels(error.reason).inc()
     headers = {} if error.retry_after_s is None else {"Retry-After": str(int(error.retry_after_s))}
     return JSONResponse(error.problem(), error.status, headers=headers, media_type="application/problem+json")
+
+
+def _check_repeats(request: Request) -> None:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidOptionError(
+            f"{', '.join(repeated)} given more than once", remedy="give each once, tasks separated by commas"
+        )
 
 
 async def _read_picture(request: Request, max_bytes: int) -> bytes:
@@ -290,7 +296,10 @@ async def _read_form(request: Request, max_bytes: int) -> bytes:
         if len(images) == 1:
             found = "a field 'image' that is text, not a file"
         raise InvalidOptionError(f"the form has {found}", remedy="send exactly one file as the field 'image'")
-    return await images[0].read()
+    data = await images[0].read()
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    return data
 
 
 async def _limited(request: Request, max_total: int, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -305,9 +314,13 @@ async def _limited(request: Request, max_total: int, max_bytes: int) -> AsyncGen
         elif seen > 4 * max_total:
             break  # read on for a while, so that an honest client gets to see the answer; then give up
     if refused:
-        raise TooLargeError(
-            f"the body is over {max_bytes:,} bytes", remedy="send a smaller file; results would not get finer"
-        )
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> TooLargeError:
+    return TooLargeError(
+        f"the picture is over {max_bytes:,} bytes", remedy="send a smaller file; results would not get finer"
+    )
 
 
 def _server_timing(timing: Timing) -> str:
@@ -321,7 +334,7 @@ class _Observed:
 
     def __init__(self, app: ASGIApp, service: SegmentationService, host_gives_request_id: bool) -> None:
         self._app = app
-        self._metrics = service.metrics
+        self._service = service
         self._host_gives_request_id = host_gives_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -330,14 +343,16 @@ class _Observed:
             return
         begun = time.perf_counter()
         headers = {name.decode("latin-1").lower(): value for name, value in scope["headers"]}
-        request_id = headers.get("x-request-id", b"").decode("latin-1") or uuid.uuid4().hex
+        request_id = headers.get("x-request-id", b"").decode("latin-1")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         given_back = {b"x-request-id": request_id.encode("latin-1")}
         if "traceparent" in headers:
             given_back[b"traceparent"] = headers["traceparent"]
         if self._host_gives_request_id:
             del given_back[b"x-request-id"]
-        status = 499  # nothing was sent: the caller went away
+        status = _CLIENT_CLOSED  # until something else is sent
 
         async def observe(message: Message) -> None:
             nonlocal status
@@ -348,7 +363,15 @@ class _Observed:
 
         try:
             await self._app(scope, receive, observe)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except Exception:
+            logger.exception("unexpected failure of request %s", request_id)
+            if status != _CLIENT_CLOSED:
+                raise
+            bug = InternalError("an unexpected failure; the server's log has it", remedy="report the X-Request-Id")
+            await _problem(self._service, bug)(scope, receive, observe)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_s.labels(route).observe(time.perf_counter() - begun)
+            self._service.metrics.requests.labels(route, str(status)).inc()
+            self._service.metrics.request_s.labels(route).observe(time.perf_counter() - begun)

@@ -6,10 +6,12 @@ when a second head reads features that a first one already paid for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serving.engine import PassReport
+from serving.engine import PassOutput, PassReport
 from serving.types import Prediction
 
 STAGE_BUCKETS_S = tuple(round(0.001 * 1.5**n, 6) for n in range(28))
@@ -91,18 +93,20 @@ class Metrics:
             "polyhead_pictures_waiting", "Pictures that wait for the accelerator.", registry=self.registry
         )
 
-    def count_batch(self, report: PassReport) -> None:
-        """Count a batch that the accelerator has run."""
-        passes = report.batch_size if report.encoder_runs else 0
-        head_runs = sum(report.head_rows.values())
-        self.encoder_runs.inc(report.encoder_runs)
-        self.encoder_passes.inc(passes)
+    def count_batch(self, outputs: Sequence[PassOutput]) -> None:
+        """Count the runs that served a batch: one, or several where something failed and was tried again."""
+        for report in {id(output.report): output.report for output in outputs}.values():
+            if report.batch_size:
+                self._count_run(report)
+
+    def _count_run(self, report: PassReport) -> None:
+        self.encoder_runs.inc()
+        self.encoder_passes.inc(report.batch_size)
         self.encoder_busy_s.inc(report.encoder_s)
-        if saved := max(0, head_runs - passes):
-            self.encoder_passes_saved.inc(saved)
-            self.encoder_saved_s.inc(saved * report.encoder_s / passes)
-        if passes:
-            self.batch_size.observe(report.batch_size)
+        self.batch_size.observe(report.batch_size)
+        saved = sum(report.head_rows.values()) - report.batch_size
+        self.encoder_passes_saved.inc(saved)
+        self.encoder_saved_s.inc(saved * report.encoder_s / report.batch_size)
         for task, seconds in report.heads_s.items():
             self.head_busy_s.labels(task).inc(seconds)
             self.head_runs.labels(task).inc(report.head_rows[task])

@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from serving.errors import InvalidImageError, TooLargeError, UnusableImageError
 
@@ -19,8 +19,20 @@ MIN_SIDE = 8
 MAX_ASPECT_RATIO = 32
 """Longer side to shorter; a thinner picture would be less than a patch wide in the network."""
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard is a warning and a fixed number; ours is `max_pixels`, below
+warnings.filterwarnings("ignore", module="PIL")  # of odd but readable metadata; nobody would read it here
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it; 1 is upright."""
+
+_SIZE_REMEDY = "scale the picture down before sending it; results would not get finer"
 _FORMAT_REMEDY = "send a whole JPEG, PNG, WebP, GIF, BMP or TIFF file as the body"
 
 
@@ -47,20 +59,29 @@ def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise InvalidImageError("the body is empty", remedy=_FORMAT_REMEDY)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"{error}", remedy=_SIZE_REMEDY) from None
+    except Exception:  # noqa: BLE001  # Pillow's plug-ins raise what they like on a broken file
         raise InvalidImageError(
             f"{len(data)} bytes beginning with {data[:12]!r} are no image that can be read", remedy=_FORMAT_REMEDY
         ) from None
     _check_size(image.size, max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd but readable metadata; nobody would read it here
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        image.load()
+        return _to_rgb(_upright(image))
+    except Exception as error:  # noqa: BLE001  # as above
         raise InvalidImageError(
             f"the {image.format} file is broken or cut short: {error}", remedy=_FORMAT_REMEDY
         ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001  # EXIF that can't be read turns nothing; the picture itself is good
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -68,7 +89,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooLargeError(
             f"{width} x {height} pixels are {width * height:,}, more than the {max_pixels:,} taken here",
-            remedy="scale the picture down before sending it; results would not get finer",
+            remedy=_SIZE_REMEDY,
         )
     if min(size) < MIN_SIDE:
         raise UnusableImageError(
@@ -83,8 +104,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(grey >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         grey_f = np.asarray(image)
         return Image.fromarray(np.clip(grey_f * (255 if grey_f.max() <= 1 else 1), 0, 255).astype(np.uint8)).convert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,18 +10,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from serving.batching import BatchPolicy, BatchQueue, Entry
-from serving.engine import PassInput, PassOutput, PassReport
+from serving.engine import PassInput, PassOutput
 from serving.errors import DeadlineExceededError, InternalError, UnavailableError
 
-RunPass = Callable[[Sequence[PassInput]], tuple[list[PassOutput], PassReport]]
+logger = logging.getLogger("polyhead.runner")
+
+RunPass = Callable[[Sequence[PassInput]], list[PassOutput]]
 
 
 @dataclass(frozen=True)
 class PassAnswer:
-    """One picture's output of a batched pass, what the batch cost, and how long the picture waited, seconds."""
+    """One picture's output of a batched pass, and how long the picture waited, seconds."""
 
     output: PassOutput
-    report: PassReport
     queue_s: float
 
 
@@ -36,7 +38,7 @@ class PassRunner:
     Args:
         run_pass: `Engine.run_pass`.
         policy: of batching.
-        on_batch: told (report, seconds) after each batch, in the accelerator's thread.
+        on_batch: told (outputs, seconds) after each batch, in the accelerator's thread.
         clock: seconds, monotonic.
     """
 
@@ -45,7 +47,7 @@ class PassRunner:
         run_pass: RunPass,
         policy: BatchPolicy,
         *,
-        on_batch: Callable[[PassReport, float], None] = lambda report, seconds: None,
+        on_batch: Callable[[Sequence[PassOutput], float], None] = lambda outputs, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_pass = run_pass
@@ -115,15 +117,23 @@ class PassRunner:
     def _run(self, entries: Sequence[Entry[_Job]]) -> None:
         started_s = self._clock()
         try:
-            outputs, report = self._run_pass([entry.item.item for entry in entries])
-            self._on_batch(report, self._clock() - started_s)
-        except Exception as error:  # noqa: BLE001  # the thread must outlive anything a batch does
-            failure = InternalError(f"{type(error).__name__}: {error}", remedy="try again; if it stays, report it")
+            outputs = self._run_pass([entry.item.item for entry in entries])
+            answers = [
+                PassAnswer(output, started_s - entry.enqueued_at_s)
+                for entry, output in zip(entries, outputs, strict=True)
+            ]
+        except Exception as error:  # the thread must outlive anything a batch does
+            logger.exception("a batch of %d failed", len(entries))
+            failure = InternalError(
+                f"a batch failed with a {type(error).__name__}; the server's log has it",
+                remedy="try again, or report it",
+            )
             for entry in entries:
                 entry.item.future.set_exception(failure)
             return
-        for entry, output in zip(entries, outputs, strict=True):
-            entry.item.future.set_result(PassAnswer(output, report, started_s - entry.enqueued_at_s))
+        for entry, answer in zip(entries, answers, strict=True):
+            entry.item.future.set_result(answer)
+        self._on_batch(outputs, self._clock() - started_s)
 
 
 def _too_late() -> DeadlineExceededError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import torch
@@ -14,18 +16,18 @@ from PIL import Image
 from serving.admission import Admission
 from serving.batching import BatchPolicy
 from serving.config import Settings
-from serving.engine import Engine, PassInput, PassReport, count_pass
+from serving.engine import Engine, PassInput, PassOutput, count_pass
 from serving.errors import DeadlineExceededError, UnavailableError
 from serving.metrics import Metrics
 from serving.pictures import decode_picture
-from serving.runner import PassRunner
+from serving.runner import PassAnswer, PassRunner
 from serving.types import Prediction, PredictOptions, Timing
 
 Value = TypeVar("Value")
 
 
 class SegmentationService:
-    """One replica's engine with its queue, threads and metrics; gateways call `predict`.
+    """One replica's engine with its queue, threads and metrics; gateways call `predict` inside `admitted`.
 
     Args:
         engine: loaded.
@@ -37,7 +39,7 @@ class SegmentationService:
         self.settings = settings
         spec = engine.bundle.encoder.spec
         self.metrics = Metrics(engine.bundle.name, spec.name, spec.revision)
-        self.admission = Admission(settings.max_queued_pictures)
+        self.admission = Admission(settings.max_pictures_inside)
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="pictures")
         on_gpu = engine.device.type == "cuda"
         policy = BatchPolicy(
@@ -58,28 +60,27 @@ class SegmentationService:
             state = "draining" if self._draining else "without its accelerator thread"
             raise UnavailableError(f"this replica is {state}", remedy="try again", retry_after_s=2)
 
-    async def predict(
-        self, data: bytes, tasks: Iterable[str] | None, options: PredictOptions, *, timeout_s: float | None = None
-    ) -> Prediction:
-        """Answer one picture.
+    @asynccontextmanager
+    async def admitted(self, timeout_s: float) -> AsyncIterator[float]:
+        """Let one picture in, from before its bytes are read until its answer is rendered, and hold its deadline.
 
         Args:
-            data: the picture's file.
-            tasks: heads to run; None: the bundle's default tasks.
-            options: thresholds and output size.
-            timeout_s: the caller's deadline, seconds from now; None: the server's default.
+            timeout_s: seconds from now.
+
+        Yields:
+            The deadline on `time.monotonic`.
 
         Raises:
-            PolyheadError: whatever stands in the way; see `serving.errors`.
+            OverloadedError: no room, or no answer in time; see `serving.admission`.
+            UnavailableError: not ready.
+            DeadlineExceededError: what is done inside took longer than `timeout_s`.
         """
-        started_s = time.monotonic()
-        timeout_s = self.settings.default_timeout_s if timeout_s is None else timeout_s
         self.check_ready()
-        asked = self.engine.check_tasks(tasks)
         self.admission.enter(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                prediction = await self._predict(data, asked, options, started_s, started_s + timeout_s)
+                yield deadline_s
         except TimeoutError:
             raise DeadlineExceededError(
                 f"no answer within {timeout_s:g} s",
@@ -87,6 +88,47 @@ class SegmentationService:
             ) from None
         finally:
             self.admission.leave()
+
+    async def predict(
+        self, data: bytes, tasks: Iterable[str] | None, options: PredictOptions, deadline_s: float
+    ) -> Prediction:
+        """Answer one picture that was let in.
+
+        Args:
+            data: the picture's file.
+            tasks: heads to run; None: the bundle's default tasks.
+            options: thresholds and output size.
+            deadline_s: from `admitted`.
+
+        Raises:
+            PolyheadError: whatever stands in the way; see `serving.errors`.
+        """
+        started_s = time.monotonic()
+        asked = self.engine.check_tasks(tasks)
+        timing = Timing()
+
+        def prepare() -> tuple[tuple[int, int], list[PassInput]]:
+            begun = time.perf_counter()
+            image = decode_picture(data, max_pixels=self.settings.max_pixels)
+            decoded = time.perf_counter()
+            inputs = self.engine.prepare(image, asked, options)
+            timing.decode_ms = 1e3 * (decoded - begun)
+            timing.preprocess_ms = 1e3 * (time.perf_counter() - decoded)
+            return (image.height, image.width), inputs
+
+        image_size, inputs = await self.in_pool(prepare)
+        answers = await self._run_passes(inputs, deadline_s)
+        for answer in answers:
+            count_pass(timing, answer.output)
+            timing.queue_ms = max(timing.queue_ms, 1e3 * answer.queue_s)
+
+        begun = time.perf_counter()
+        results, errors = await self.in_pool(
+            lambda: self.engine.finish(inputs, [answer.output for answer in answers], options)
+        )
+        timing.postprocess_ms = 1e3 * (time.perf_counter() - begun)
+        timing.total_ms = 1e3 * (time.monotonic() - started_s)
+        prediction = Prediction(image_size, inputs[0].geometry.output_size, results, errors, timing)
         self.metrics.count_prediction(prediction)
         return prediction
 
@@ -99,43 +141,27 @@ class SegmentationService:
         self.engine.predict(Image.new("RGB", (64, 64)), list(self.engine.bundle.heads))
 
     def drain(self) -> None:
-        """Refuse new pictures, finish those inside, stop the threads."""
+        """Refuse new pictures, run what is queued, stop the threads.
+
+        The host waits for requests under way first (Ray Serve does), since they need the event loop that this blocks.
+        """
         self._draining = True
         self._runner.stop()
         self._pool.shutdown()
 
-    async def _predict(
-        self, data: bytes, tasks: tuple[str, ...], options: PredictOptions, started_s: float, deadline_s: float
-    ) -> Prediction:
-        timing = Timing()
+    async def _run_passes(self, inputs: Sequence[PassInput], deadline_s: float) -> list[PassAnswer]:
+        futures: list[Future[PassAnswer]] = []
+        try:
+            for item in inputs:
+                futures.append(self._runner.submit(item, deadline_s))
+            return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+        finally:
+            for future in futures:
+                future.cancel()  # whoever still waits, waits for nobody
 
-        def prepare() -> tuple[tuple[int, int], list[PassInput]]:
-            begun = time.perf_counter()
-            image = decode_picture(data, max_pixels=self.settings.max_pixels)
-            decoded = time.perf_counter()
-            inputs = self.engine.prepare(image, tasks, options)
-            timing.decode_ms = 1e3 * (decoded - begun)
-            timing.preprocess_ms = 1e3 * (time.perf_counter() - decoded)
-            return (image.height, image.width), inputs
-
-        image_size, inputs = await self.in_pool(prepare)
-        futures = [self._runner.submit(item, deadline_s) for item in inputs]
-        answers = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        for item, answer in zip(inputs, answers, strict=True):
-            count_pass(timing, answer.report, item.tasks)
-            timing.queue_ms = max(timing.queue_ms, 1e3 * answer.queue_s)
-
-        begun = time.perf_counter()
-        results, errors = await self.in_pool(
-            lambda: self.engine.finish(inputs, [answer.output for answer in answers], options)
-        )
-        timing.postprocess_ms = 1e3 * (time.perf_counter() - begun)
-        timing.total_ms = 1e3 * (time.monotonic() - started_s)
-        return Prediction(image_size, inputs[0].geometry.output_size, results, errors, timing)
-
-    def _count_batch(self, report: PassReport, seconds: float) -> None:
-        self.admission.rate.observe(report.batch_size, seconds)
-        self.metrics.count_batch(report)
+    def _count_batch(self, outputs: Sequence[PassOutput], seconds: float) -> None:
+        self.admission.rate.observe(len(outputs), seconds)
+        self.metrics.count_batch(outputs)
 
 
 def create_service(settings: Settings) -> SegmentationService:
@@ -144,12 +170,13 @@ def create_service(settings: Settings) -> SegmentationService:
     Raises:
         BundleError: the bundle can't be loaded.
     """
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
+    # Ray sets OMP_NUM_THREADS to the CPUs that a replica reserves, which is one; the forward pass wants them all.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(settings.torch_threads or max(1, cores // settings.replicas))
     engine = Engine.from_bundle(
         settings.bundle,
         device=settings.device,
-        dtype=getattr(torch, settings.dtype),
+        dtype=settings.torch_dtype,
         cache_dir=settings.cache_dir,
     )
     service = SegmentationService(engine, settings)

@@ -67,3 +67,8 @@ class Prediction:
     results: Mapping[str, Result]
     errors: Mapping[str, PolyheadError]
     timing: Timing
+
+
+def parse_tasks(text: str | None) -> list[str] | None:
+    """Tasks as people write them, separated by commas; None (the default tasks) stays None."""
+    return None if text is None else [task.strip() for task in text.split(",") if task.strip()]

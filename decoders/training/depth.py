@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from decoders.depth import DepthDecoder
 from decoders.training.data import DepthSample
 from decoders.training.feature_cache import FeatureCache
-from decoders.training.schedule import train_steps
+from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
 from encoders.preprocess import ImageGeometry
 
@@ -60,11 +60,8 @@ def train_depth(
     cache: FeatureCache,
     features: NDArray[np.float16],
     targets: Tensor,
+    schedule: Schedule,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
     report: Callable[[int, float], None],
 ) -> None:
     """Train a head in place on cached features; the arguments are those of `train_panoptic`, targets [views, h, w]."""
@@ -75,13 +72,4 @@ def train_depth(
             predicted = decoder(batch)["depth_m"]
         return depth_loss(predicted.float(), targets[rows])
 
-    train_steps(
-        decoder,
-        len(targets),
-        loss_of,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        report=report,
-    )
+    train_steps(decoder, len(targets), loss_of, schedule, report=report)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from decoders.panoptic import PanopticDecoder
 from decoders.training.data import PanopticSample
 from decoders.training.feature_cache import FeatureCache
-from decoders.training.schedule import train_steps
+from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
 from encoders.preprocess import ImageGeometry
 
@@ -116,11 +116,8 @@ def train_panoptic(
     cache: FeatureCache,
     features: NDArray[np.float16],
     targets: Sequence[MaskTarget],
+    schedule: Schedule,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
     report: Callable[[int, float], None],
 ) -> None:
     """Train a head in place on cached features.
@@ -133,7 +130,7 @@ def train_panoptic(
         cache: that made `features`.
         features: [views, levels, P + N, C].
         targets: one per view.
-        steps, batch_size, learning_rate, seed: of the optimisation.
+        schedule: of the optimisation.
         report: told (step, loss).
     """
     num_blocks = len(decoder.mask_decoder.blocks)
@@ -147,13 +144,4 @@ def train_panoptic(
         losses = [set_loss(masks.float(), classes.float(), wanted) for masks, classes in predictions]
         return torch.stack(losses).sum() / math.sqrt(len(losses))
 
-    train_steps(
-        decoder,
-        len(targets),
-        loss_of,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        report=report,
-    )
+    train_steps(decoder, len(targets), loss_of, schedule, report=report)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,30 +19,13 @@ from decoders.training.data import DepthSample, PanopticSample
 from decoders.training.depth import depth_target, train_depth
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.panoptic import mask_target, train_panoptic
+from decoders.training.schedule import Schedule
 from decoders.training.views import View, random_view
 from encoders.preprocess import ImageGeometry, InputGeometry, resize_and_pad
 
 Sample = TypeVar("Sample", PanopticSample, DepthSample)
 Progress = Callable[[str, int, int, float | None], None]
 """Told (stage, done, total, loss or None)."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a head is trained.
-
-    Attributes:
-        views_per_picture: augmented views of each picture whose features are cached.
-        least_side: a random crop's sides are at least this part of the picture's.
-        steps, batch_size, learning_rate, seed: of the optimisation.
-    """
-
-    views_per_picture: int
-    least_side: float
-    steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int = 0
 
 
 PANOPTIC = Schedule(views_per_picture=10, least_side=0.4, steps=700, batch_size=8, learning_rate=4e-4)
@@ -67,10 +49,7 @@ def fit_panoptic(
         cache,
         features,
         targets,
-        steps=schedule.steps,
-        batch_size=schedule.batch_size,
-        learning_rate=schedule.learning_rate,
-        seed=schedule.seed,
+        schedule,
         report=lambda step, loss: progress("training", step, schedule.steps, loss),
     )
 
@@ -92,10 +71,7 @@ def fit_depth(
         cache,
         features,
         targets,
-        steps=schedule.steps,
-        batch_size=schedule.batch_size,
-        learning_rate=schedule.learning_rate,
-        seed=schedule.seed,
+        schedule,
         report=lambda step, loss: progress("training", step, schedule.steps, loss),
     )
 

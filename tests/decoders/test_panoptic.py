@@ -342,6 +342,13 @@ def test_logits_that_are_not_numbers_are_void() -> None:
     assert segment_map == [[-1] * 4] * 4
 
 
+def test_logits_of_one_query_that_are_not_numbers_cost_the_others_nothing() -> None:
+    broken = torch.full((1, 4, 4), torch.nan)
+    segment_map, segments = merged(torch.cat((broken, logits_of(LEFT, RIGHT))), classes_of(2, 0, 1))
+    assert segments == [(0, 0), (1, 1)]
+    assert segment_map == [[0, 0, 1, 1]] * 4
+
+
 def test_inputs_are_left_as_they_were() -> None:
     mask_logits, class_logits = draw_logits(0)
     before = mask_logits.clone(), class_logits.clone()

@@ -191,10 +191,8 @@ def test_one_decoder_does_not_change_features_seen_by_the_next(tiny_encoder: Vis
     features = tiny_encoder(torch.rand(2, 3, 16, 24), [1, 3])
     second_alone = second(features)
     before = {index: tokens.clone() for index, tokens in features.lateral_features.items()}
-    writes = features.write_count()
     first(features)
     first.forward_masked(features, [1.0, 0.5])
-    assert features.write_count() == writes
     assert all(torch.equal(features.tokens(index), tokens) for index, tokens in before.items())
     for after, alone in zip(second(features), second_alone, strict=True):
         torch.testing.assert_close(after, alone, atol=0, rtol=0)

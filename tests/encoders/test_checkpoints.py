@@ -239,6 +239,11 @@ def test_published_widths_know_their_heads(width: int, heads: int) -> None:
         assert build_encoder(make(width), revision="r").spec.num_heads == heads
 
 
+def test_an_encoder_narrower_than_one_usual_head_has_one_head() -> None:
+    for make in (dinov2_timm, dinov3_hugging_face):
+        assert build_encoder(make(WIDTH), revision="r").spec.num_heads == 1
+
+
 def test_revision_is_the_digest_of_the_file(tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     save_file(dinov2_timm(), first)

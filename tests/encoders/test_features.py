@@ -1,4 +1,4 @@
-"""What decoders see of an encoder pass: taps, rows, and the guard against writing."""
+"""What decoders see of an encoder pass: taps, and rows that no reader can change for another."""
 
 from __future__ import annotations
 
@@ -51,50 +51,101 @@ def test_features_do_not_follow_the_dictionary_they_were_made_from() -> None:
     assert list(features.lateral_features) == [1]
 
 
-def test_all_rows_are_the_features_themselves(features: EncoderFeatures) -> None:
-    assert features.rows([0, 1, 2, 3, 4]) is features
+def memory_of(features: EncoderFeatures) -> set[int]:
+    """Where the tensors' storages begin."""
+    return {tokens.untyped_storage().data_ptr() for tokens in features.lateral_features.values()}
 
 
-@pytest.mark.parametrize("rows", [[1, 2, 3], [0], [4], [0, 1]])
-def test_consecutive_rows_are_views(features: EncoderFeatures, rows: list[int]) -> None:
-    picked = features.rows(rows)
+def write_everywhere(features: EncoderFeatures) -> None:
+    """Write in place to every tensor, as itself and through each of its views."""
+    for index, tokens in features.lateral_features.items():
+        features.prefix_tokens(index).zero_()
+        features.patch_tokens(index).add_(1)
+        features.patch_map(index).mul_(2)
+        tokens.fill_(7)
+
+
+SOME_ROWS = [[1, 2, 3], [0], [4], [0, 1], [0, 2], [3, 1], [2, 2], [4, 3, 2, 1, 0]]
+
+
+def test_device_type_says_where_the_features_lie(features: EncoderFeatures) -> None:
+    assert features.device_type == "cpu"
+    elsewhere = {index: tokens.to("meta") for index, tokens in features.lateral_features.items()}
+    assert EncoderFeatures(SPEC, (2, 3), elsewhere).device_type == "meta"
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("rows", [*SOME_ROWS, [0, 1, 2, 3, 4]], ids=str)
+def test_rows_come_in_the_order_asked_whether_copied_or_not(
+    features: EncoderFeatures, rows: list[int], copy: bool
+) -> None:
+    picked = features.rows(rows, (1, 4), copy=copy)
+    assert (picked.spec, picked.grid_size, picked.batch_size) == (SPEC, (2, 3), len(rows))
     for index in (1, 4):
         assert torch.equal(picked.tokens(index), features.tokens(index)[rows])
+
+
+def test_rows_may_be_any_sequence(features: EncoderFeatures) -> None:
+    for rows in ((3, 1), range(1, 4), range(5)):
+        picked = features.rows(rows, [4], copy=True)
+        assert torch.equal(picked.tokens(4), features.tokens(4)[list(rows)])
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [2, 0]], ids=str)
+def test_rows_hold_the_asked_blocks_only(features: EncoderFeatures, rows: list[int], copy: bool) -> None:
+    assert list(features.rows(rows, (4,), copy=copy).lateral_features) == [4]
+    assert list(features.rows(rows, iter([1, 4]), copy=copy).lateral_features) == [1, 4]
+    assert list(features.lateral_features) == [1, 4]
+
+
+def test_all_rows_without_a_copy_share_memory(features: EncoderFeatures) -> None:
+    picked = features.rows([0, 1, 2, 3, 4], (1, 4), copy=False)
+    for index in (1, 4):
         assert picked.tokens(index).untyped_storage().data_ptr() == features.tokens(index).untyped_storage().data_ptr()
+        assert picked.tokens(index).shape == features.tokens(index).shape
 
 
-@pytest.mark.parametrize("rows", [[0, 2], [3, 1], [2, 2], [4, 3, 2, 1, 0]])
-def test_scattered_rows_are_copies_in_the_order_asked(features: EncoderFeatures, rows: list[int]) -> None:
-    picked = features.rows(rows)
-    assert picked.batch_size == len(rows)
-    for index in (1, 4):
-        assert torch.equal(picked.tokens(index), features.tokens(index)[rows])
-        assert picked.tokens(index).untyped_storage().data_ptr() != features.tokens(index).untyped_storage().data_ptr()
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("rows", SOME_ROWS, ids=str)
+def test_some_rows_are_always_copies(features: EncoderFeatures, rows: list[int], copy: bool) -> None:
+    assert memory_of(features).isdisjoint(memory_of(features.rows(rows, (1, 4), copy=copy)))
 
 
-def test_write_count_rises_when_a_tensor_is_written(features: EncoderFeatures) -> None:
-    before = features.write_count()
-    features.tokens(4).add_(1)
-    assert features.write_count() > before
+@pytest.mark.parametrize(
+    ("rows", "copy"),
+    [([0, 1, 2, 3, 4], True), *((rows, copy) for rows in SOME_ROWS for copy in (False, True))],
+    ids=str,
+)
+def test_writing_to_copied_rows_changes_no_other_reader_and_not_the_pass(
+    features: EncoderFeatures, rows: list[int], copy: bool
+) -> None:
+    before = {index: tokens.clone() for index, tokens in features.lateral_features.items()}
+    first, second = (features.rows(rows, (1, 4), copy=copy) for _ in range(2))
+    assert memory_of(first).isdisjoint(memory_of(second) | memory_of(features))
+    assert len(memory_of(first)) == 2
+    write_everywhere(first)
+    for index, tokens in before.items():
+        assert torch.equal(first.tokens(index), torch.full((len(rows), 9, 4), 7.0))
+        assert torch.equal(second.tokens(index), tokens[rows])
+        assert torch.equal(features.tokens(index), tokens)
 
 
-def test_write_count_rises_when_a_view_is_written(features: EncoderFeatures) -> None:
-    for write in (
-        lambda: features.patch_map(1).mul_(2),
-        lambda: features.prefix_tokens(1).zero_(),
-        lambda: features.rows([1, 2]).tokens(4).add_(1),
-    ):
-        before = features.write_count()
-        write()
-        assert features.write_count() > before
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("rows", [[-1], [5], [0, 1, 2, 3, 4, 5], [0, -1], []], ids=str)
+def test_rows_outside_the_batch_are_named_with_its_size(features: EncoderFeatures, rows: list[int], copy: bool) -> None:
+    with pytest.raises(IndexError, match="are not among the 5 pictures of this pass") as error:
+        features.rows(rows, (1, 4), copy=copy)
+    assert str(rows) in str(error.value)
 
 
-def test_write_count_stays_when_features_are_only_read(features: EncoderFeatures) -> None:
-    before = features.write_count()
-    features.patch_map(1).mean()
-    features.rows([0, 3]).tokens(1).add_(1)
-    _ = features.tokens(4) * 2
-    assert features.write_count() == before
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [2, 0]], ids=str)
+def test_rows_of_a_block_that_was_not_tapped_are_refused_with_those_that_were(
+    features: EncoderFeatures, rows: list[int], copy: bool
+) -> None:
+    with pytest.raises(KeyError, match=r"block 2 was not tapped in this pass; tapped: \[1, 4\]"):
+        features.rows(rows, (1, 2), copy=copy)
 
 
 def test_out_indices_are_sorted_and_without_repeats() -> None:

@@ -51,13 +51,20 @@ def oracle_and_ours(
     return oracle, load_encoder(directory, num_heads=4)
 
 
+def constant(channels: tuple[float, float, float]) -> Tensor:
+    """A value per colour channel, to be applied to [B, 3, H, W]."""
+    return torch.tensor(channels).view(1, 3, 1, 1)
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
 @torch.no_grad()
 def test_every_block_equals_transformers(oracle_and_ours: tuple[Any, VisionTransformer], grid: tuple[int, int]) -> None:
     oracle, ours = oracle_and_ours
     images = torch.rand(2, 3, grid[0] * ours.spec.patch_size, grid[1] * ours.spec.patch_size)
     features = ours(images, range(ours.spec.depth))
-    expected = oracle((images - ours.pixel_mean) / ours.pixel_std, output_hidden_states=True)
+    expected = oracle(
+        (images - constant(ours.config.pixel_mean)) / constant(ours.config.pixel_std), output_hidden_states=True
+    )
     final_norm = oracle.norm if hasattr(oracle, "norm") else oracle.layernorm
     assert features.grid_size == grid
     assert len(expected.hidden_states) == ours.spec.depth + 1
@@ -125,6 +132,68 @@ def test_bytes_and_unit_floats_of_one_picture_give_equal_features(tiny_encoder: 
     images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     from_bytes, from_floats = tiny_encoder(images, [3]), tiny_encoder(images.float() / 255, [3])
     torch.testing.assert_close(from_bytes.tokens(3), from_floats.tokens(3))
+
+
+EVERY_BYTE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def standardised_input(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(what the patch embedding gets, what it should be: standardised in float32 by the configured constants)."""
+    seen: list[Tensor] = []
+    with encoder.patch_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+        encoder(images, [0])
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (encoder.config.pixel_mean, encoder.config.pixel_std))
+    return seen[0], (pixels - mean) / std
+
+
+@pytest.mark.parametrize("images", [EVERY_BYTE, EVERY_BYTE / 255], ids=["bytes", "floats"])
+def test_a_float32_encoder_sees_standardised_pictures(tiny_encoder: VisionTransformer, images: Tensor) -> None:
+    seen, wanted = standardised_input(tiny_encoder, images)
+    torch.testing.assert_close(seen, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("images", [EVERY_BYTE, EVERY_BYTE / 255], ids=["bytes", "floats"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_half_precision_encoder_sees_every_byte_within_one_step_of_its_type(
+    make_encoder: Callable[..., VisionTransformer], dtype: torch.dtype, images: Tensor
+) -> None:
+    seen, wanted = standardised_input(make_encoder().to(dtype), images)
+    assert seen.dtype == dtype
+    step = 2 * torch.finfo(dtype).eps  # between values from 2 to 4, where the brightest pixels lie
+    torch.testing.assert_close(seen.float(), wanted, atol=step, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_pictures_are_rounded_once_after_standardising(
+    make_encoder: Callable[..., VisionTransformer], dtype: torch.dtype
+) -> None:
+    seen, wanted = standardised_input(make_encoder().to(dtype), EVERY_BYTE)
+    assert torch.equal(seen, wanted.to(dtype))
+
+
+@pytest.mark.parametrize("position_grid", [None, (4, 4)], ids=["rope", "learned"])
+@pytest.mark.parametrize("from_bytes", [True, False], ids=["bytes", "floats"])
+def test_tokens_of_a_bfloat16_encoder_are_those_of_float32_within_its_precision(
+    make_encoder: Callable[..., VisionTransformer], position_grid: tuple[int, int] | None, from_bytes: bool
+) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 24), dtype=torch.uint8)
+    pixels = images if from_bytes else images.float() / 255
+    exact = make_encoder(position_grid=position_grid)(pixels, range(4))
+    rounded = make_encoder(position_grid=position_grid).to(torch.bfloat16)(pixels, range(4))
+    for index in range(4):
+        assert rounded.tokens(index).dtype == torch.bfloat16
+        error = rounded.tokens(index).float() - exact.tokens(index)
+        assert error.norm() <= 2 * torch.finfo(torch.bfloat16).eps * exact.tokens(index).norm()
+
+
+def test_bytes_and_unit_floats_of_one_picture_give_equal_bfloat16_features(
+    make_encoder: Callable[..., VisionTransformer],
+) -> None:
+    encoder = make_encoder().to(torch.bfloat16)
+    from_bytes, from_floats = encoder(EVERY_BYTE, [3]), encoder(EVERY_BYTE.float() / 255, [3])
+    torch.testing.assert_close(from_bytes.tokens(3), from_floats.tokens(3), atol=0, rtol=0)
 
 
 def test_a_picture_in_a_batch_gets_the_features_it_gets_alone(tiny_encoder: VisionTransformer) -> None:

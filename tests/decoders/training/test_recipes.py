@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from decoders.training import recipes
 from decoders.training.data import DepthSample, PanopticSample
 from decoders.training.depth import depth_target
 from decoders.training.feature_cache import FeatureCache
-from decoders.training.recipes import Schedule, fit_depth, fit_panoptic, save_head
+from decoders.training.recipes import fit_depth, fit_panoptic, save_head
+from decoders.training.schedule import Schedule
 from decoders.training.views import View
 from encoders.preprocess import InputGeometry, resize_and_pad
 from encoders.vit import VisionTransformer
@@ -102,7 +104,7 @@ def test_training_leaves_every_bit_of_the_encoder(fit: Fit, make_encoder: Callab
 def test_training_moves_every_part_of_the_head(fit: Fit, tiny_encoder: VisionTransformer) -> None:
     trained, _ = fit(tiny_encoder)
     torch.manual_seed(0)
-    still = Schedule(**(vars(SCHEDULE) | {"learning_rate": 0.0}))
+    still = replace(SCHEDULE, learning_rate=0.0)
     untouched = dict(fit(tiny_encoder, still)[0].named_parameters())
     assert [name for name, p in trained.named_parameters() if torch.equal(p, untouched[name])] == []
 
@@ -124,14 +126,15 @@ def test_features_and_targets_show_the_same_view(
     tmp_path: Path, tiny_encoder: VisionTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = View((0, 0, 40, 16), flip=True, brightness=0.5)
-    trained: list[tuple[np.ndarray, torch.Tensor]] = []
+    trained: list[tuple[np.ndarray, torch.Tensor, Schedule]] = []
     monkeypatch.setattr(recipes, "random_view", lambda *_, **__: view)
     monkeypatch.setattr(recipes, "train_depth", lambda head, cache, *data, **_: trained.append(data))
     cache = FeatureCache(tmp_path, tiny_encoder, InputGeometry(32, 40), (1, 3))
     head = DepthDecoder(tiny_encoder.spec, out_indices=(1, 3), hidden_dim=8, num_bins=8)
     samples = depth_samples()
     recipes.fit_depth(head, samples, cache, SCHEDULE, lambda *_: None)
-    ((array, targets),) = trained
+    ((array, targets, schedule),) = trained
+    assert schedule is SCHEDULE
     geometry = cache.geometry.place((16, 40))
     assert len(array) == len(targets) == SCHEDULE.views_per_picture * len(samples)
     for row in range(len(targets)):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from decoders.training.schedule import WEIGHT_DECAY, train_steps
+from decoders.training.schedule import WEIGHT_DECAY, Schedule, train_steps
+
+SCHEDULE = Schedule(views_per_picture=1, least_side=1.0, steps=20, batch_size=3, learning_rate=0.1)
 
 
-def train(
-    head: nn.Module, loss_of: object = None, **overrides: object
-) -> tuple[list[list[int]], list[tuple[int, float]]]:
+def train(head: nn.Module, loss_of: object = None, **overrides: Any) -> tuple[list[list[int]], list[tuple[int, float]]]:
     """Run the loop; the rows that were drawn, and what was reported."""
     drawn: list[list[int]] = []
     reported: list[tuple[int, float]] = []
@@ -23,9 +24,15 @@ def train(
         drawn.append(rows)
         return head(torch.ones(1, 2)).pow(2).mean()
 
-    options: dict[str, Any] = {"steps": 20, "batch_size": 3, "learning_rate": 0.1, "seed": 0} | overrides
-    train_steps(head, 5, loss_of or loss, report=lambda *told: reported.append(told), **options)
+    schedule = replace(SCHEDULE, **overrides)
+    train_steps(head, 5, loss_of or loss, schedule, report=lambda *told: reported.append(told))
     return drawn, reported
+
+
+def test_a_schedule_can_not_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        SCHEDULE.steps = 1  # type: ignore[misc]
+    assert SCHEDULE.seed == 0
 
 
 def test_every_row_is_drawn_once_in_each_epoch() -> None:
