@@ -16,6 +16,19 @@ from encoders.features import EncoderFeatures, EncoderSpec
 from encoders.preprocess import ImageGeometry
 
 
+class DepthLateral(nn.Module):
+    """One level's way into the head: batch norm (LayerNormed tokens' channels differ a hundredfold), then linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+        self.linear = nn.Linear(dim, hidden_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, C] to [B, N, D]."""
+        return self.linear(self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]))
+
+
 class ResidualConv(nn.Module):
     """x + conv3x3(GELU(conv3x3(GELU(x))))."""
 
@@ -57,7 +70,7 @@ class DepthDecoder(nn.Module):
         if not 0 < min_depth_m < max_depth_m:
             raise ValueError(f"depth range {min_depth_m} .. {max_depth_m} m is not a rising range of positive metres")
         self.out_indices = spec.check_out_indices(out_indices)
-        self.laterals = nn.ModuleList(nn.Linear(spec.embed_dim, hidden_dim) for _ in self.out_indices)
+        self.laterals = nn.ModuleList(DepthLateral(spec.embed_dim, hidden_dim) for _ in self.out_indices)
         self.refine = ResidualConv(hidden_dim)
         self.refine_fine = ResidualConv(hidden_dim)
         self.bin_head = nn.Conv2d(hidden_dim, num_bins, kernel_size=1)

@@ -168,7 +168,9 @@ def _reason(status: ServeStatus, error: RuntimeError) -> str:
 
 def _set_environment(settings: Settings) -> None:
     """Ray reads these when it is imported; what the operator has set stays."""
-    scratch = Path(tempfile.mkdtemp(prefix="polyhead-"))  # ours alone: HAProxy's default folder is open to everybody
+    # Ours alone, since HAProxy's default folder is open to everybody; and short, since socket paths end at 97 bytes.
+    base = tempfile.gettempdir()
+    scratch = Path(tempfile.mkdtemp(prefix="ph-", dir=base if len(base) < 16 else "/tmp"))  # noqa: S108
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -183,8 +185,11 @@ def _set_environment(settings: Settings) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     # HAProxy shares a port with another HAProxy without a word, so a second server needs ports of its own.
-    for name, port in _HAPROXY_PORTS.items():
-        defaults[name] = str(port if _is_free("127.0.0.1", port) else _any_free_port())
+    taken = {settings.http_port, settings.grpc_port}
+    for name, preferred in _HAPROXY_PORTS.items():
+        port = preferred if preferred not in taken and _is_free("127.0.0.1", preferred) else _any_free_port(taken)
+        taken.add(port)
+        defaults[name] = str(port)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -197,8 +202,8 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _any_free_port() -> int:
+def _any_free_port(taken: set[int]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-        return port
+    return _any_free_port(taken) if port in taken else port

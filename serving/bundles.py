@@ -140,7 +140,7 @@ def read_bundle(name_or_path: str) -> tuple[BundleFile, Path]:
         raise BundleError(f"no bundle '{name_or_path}'; packaged: {packaged}; or give the path of a .yaml file")
     try:
         return BundleFile.model_validate(yaml.safe_load(path.read_text())), path.parent
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
@@ -214,7 +214,7 @@ def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
             arguments["label_set"] = load_label_set(entry.labels)
         inspect.signature(decoder_type).bind(spec, **arguments)
         decoder = decoder_type(spec, **arguments)  # type: ignore[call-arg]  # a Protocol says nothing of constructors
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise BundleError(f"decoder '{entry.decoder}': {error}") from None
     if not isinstance(decoder, Decoder):
         raise BundleError(f"decoder '{entry.decoder}': {decoder_type.__name__} is no decoders.base.Decoder")

@@ -212,8 +212,9 @@ class Engine:
         begun = self._now()
         try:
             features = self._encode(inputs, taps(rows_of, self.bundle.heads))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must not take the other pictures along
+        except Exception as error:  # whatever it is, it must not take the other pictures along
             if len(inputs) > 1:
+                logger.warning("the encoder failed on a batch; each picture is tried alone", exc_info=error)
                 return [output for item in inputs for output in self.run_pass([item])]
             return [PassOutput(report, errors=dict.fromkeys(inputs[0].tasks, _encoder_failed(error)))]
         report.encoder_s = self._now() - begun
@@ -259,8 +260,9 @@ class Engine:
                 raw = decoder(features.rows(rows, decoder.out_indices, copy=keep or len(rows) > 1))
             for position, row in enumerate(rows):
                 outputs[row].raw[task] = {name: tensor[position] for name, tensor in raw.items()}
-        except Exception as error:  # noqa: BLE001  # a head may come from anywhere
+        except Exception as error:  # a head may come from anywhere
             if len(rows) > 1:
+                logger.warning("head '%s' failed on a batch; each picture is tried alone", task, exc_info=error)
                 for row in rows:
                     self._run_head(task, features, [row], outputs, keep=True)
             else:

@@ -199,11 +199,13 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
             ],
         }
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"], summary="Whether the process lives")
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="Whether the process lives")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"], summary="Whether pictures are answered now")
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Whether pictures are answered now")
     async def readyz() -> dict[str, str]:
         service.check_ready()
         return {"status": "ready"}
@@ -216,7 +218,8 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
 def _add_pages(app: FastAPI) -> None:
     app.mount("/static", _PageFiles(directory=_WEB), name="static")
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def playground() -> FileResponse:
         return FileResponse(_WEB / "index.html", headers=_PAGE_HEADERS)
 

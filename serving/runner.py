@@ -133,7 +133,10 @@ class PassRunner:
             return
         for entry, answer in zip(entries, answers, strict=True):
             entry.item.future.set_result(answer)
-        self._on_batch(outputs, self._clock() - started_s)
+        try:
+            self._on_batch(outputs, self._clock() - started_s)
+        except Exception:
+            logger.exception("counting a batch failed")
 
 
 def _too_late() -> DeadlineExceededError:

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int, float | None], None]
 
 
 PANOPTIC = Schedule(views_per_picture=10, least_side=0.4, steps=700, batch_size=8, learning_rate=4e-4)
-DEPTH = Schedule(views_per_picture=4, least_side=0.6, steps=600, batch_size=8, learning_rate=1e-3)
+DEPTH = Schedule(views_per_picture=4, least_side=0.35, steps=500, batch_size=8, learning_rate=1e-3)
 
 
 def fit_panoptic(

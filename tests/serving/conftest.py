@@ -27,7 +27,7 @@ from encoders.preprocess import ImageGeometry, InputGeometry
 from encoders.vit import VisionTransformer
 from serving.bundles import Bundle
 from serving.config import Settings
-from serving.engine import Engine, PassInput, PassOutput, PassReport
+from serving.engine import Engine, PassInput, PassOutput
 from serving.planner import Head
 from serving.runner import RunPass
 from serving.service import SegmentationService
@@ -78,13 +78,15 @@ class ProbeHead(nn.Module):
 
 
 def enliven(head: nn.Module, seed: int) -> None:
-    """Seeded weights large enough that an untrained head's queries differ from each other."""
+    """Seeded weights, the same each time, large enough that an untrained head's queries differ from each other."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             if parameter.ndim > 1:
                 scale = 3.0 if name.endswith("queries") else 2 / parameter[0].numel() ** 0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            elif name.endswith("bias"):
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
         if isinstance(head, PanopticDecoder):
             head.mask_decoder.class_head.bias[-1] = -1e4  # never "no object"
     head.eval().requires_grad_(False)
@@ -131,7 +133,7 @@ class Gate:
         self.opened = threading.Event()
         self.batches: list[list[PassInput]] = []
 
-    def __call__(self, inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+    def __call__(self, inputs: Sequence[PassInput]) -> list[PassOutput]:
         """As `Engine.run_pass`."""
         self.batches.append(list(inputs))
         self.entered.set()
@@ -265,7 +267,7 @@ TINY_BUNDLE: dict[str, Any] = {
 def settings() -> Settings:
     """Settings of a small server, whatever the environment says."""
     return Settings(
-        device="cpu", max_queued_pictures=4, decode_threads=2, max_upload_bytes=200_000, max_pixels=1_000_000
+        device="cpu", max_pictures_inside=4, decode_threads=2, max_upload_bytes=200_000, max_pixels=1_000_000
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2
@@ -14,7 +16,7 @@ from starlette.testclient import TestClient
 
 from serving import app
 from serving.config import Settings
-from serving.errors import BundleError, UnavailableError
+from serving.errors import BundleError, StartError, UnavailableError
 
 
 @pytest.fixture
@@ -51,15 +53,118 @@ def test_what_the_operator_has_set_stays(environment: dict[str, str]) -> None:
 def test_the_sockets_of_two_servers_lie_in_folders_that_only_their_owner_may_enter(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    app._set_environment(Settings(http_port=8001))
+    app._set_environment(Settings())
     first = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
     environment.clear()
-    app._set_environment(Settings(http_port=8002))
+    app._set_environment(Settings())
     second = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
     assert first != second
     for folder in (first, second):
         assert folder.parent == tmp_path
+        assert folder.name.startswith("polyhead-")
         assert folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port of this machine that somebody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes after the checks of `start` fails the test."""
+    monkeypatch.setattr(app, "_set_environment", lambda settings: pytest.fail("it went on to start Ray"))
+
+
+@pytest.fixture
+def free() -> int:
+    """A port that nobody listens on."""
+    return app._any_free_port()
+
+
+def test_the_ports_of_ray_s_proxy_are_its_own_where_they_are_free(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_is_free", lambda host, port: True)
+    app._set_environment(Settings())
+    assert {name: environment[name] for name in app._HAPROXY_PORTS} == {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": "9101",
+        "RAY_SERVE_HAPROXY_STATS_PORT": "8404",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8500",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": "9500",
+    }
+
+
+def test_a_taken_port_of_ray_s_proxy_gives_way_to_a_free_one(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    monkeypatch.setitem(app._HAPROXY_PORTS, "RAY_SERVE_HAPROXY_STATS_PORT", taken)
+    app._set_environment(Settings())
+    given = int(environment["RAY_SERVE_HAPROXY_STATS_PORT"])
+    assert given != taken
+    assert app._is_free("127.0.0.1", given)
+
+
+def test_a_port_of_ray_s_proxy_that_the_operator_has_set_stays(environment: dict[str, str], taken: int) -> None:
+    environment["RAY_SERVE_HAPROXY_STATS_PORT"] = str(taken)
+    app._set_environment(Settings())
+    assert environment["RAY_SERVE_HAPROXY_STATS_PORT"] == str(taken)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("name", ["http_port", "grpc_port"])
+def test_a_taken_port_is_told_with_the_option_that_changes_it(name: str, taken: int, free: int) -> None:
+    ports = {"http_port": free, "grpc_port": free + 1} | {name: taken}
+    if len(set(ports.values())) < 2:
+        pytest.skip("the system gave the same port twice")
+    option = "--" + name.replace("_", "-")
+    with pytest.raises(StartError, match=rf"can't listen on 127\.0\.0\.1:{taken}: .*; choose another with {option}$"):
+        app.start(Settings(**ports))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_an_address_that_is_not_of_this_machine_is_told(free: int) -> None:
+    with pytest.raises(StartError, match=rf"can't listen on 192\.0\.2\.1:{free}: "):
+        app.start(Settings(host="192.0.2.1", http_port=free, grpc_port=free + 1))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_one_port_for_two_protocols_is_refused() -> None:
+    with pytest.raises(StartError, match="can't share port 8000; choose another with --grpc-port"):
+        app.start(Settings(http_port=8000, grpc_port=8000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "words"),
+    [
+        (
+            {"device": "cpu", "replicas": 3},
+            {"CPU": 2.0},
+            r"3 replica\(s\) on device 'cpu' need 3 cpus, but there are 2",
+        ),
+        ({"device": "cuda"}, {"CPU": 8.0}, r"1 replica\(s\) on device 'cuda' need 1 gpus, but there are 0"),
+        ({"device": "cuda", "replicas": 4}, {"CPU": 8.0, "GPU": 2.0}, r"need 4 gpus, but there are 2"),
+    ],
+)
+def test_too_few_cpus_or_gpus_are_told(settings: dict[str, Any], resources: dict[str, float], words: str) -> None:
+    with pytest.raises(StartError, match=words) as refused:
+        app._check_resources(Settings(**settings), resources)
+    assert "choose fewer --replicas or another --device" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources"),
+    [
+        ({"device": "cpu", "replicas": 2}, {"CPU": 2.0}),
+        ({"device": "cuda", "replicas": 2}, {"CPU": 2.0, "GPU": 2.0}),
+    ],
+)
+def test_just_enough_cpus_and_gpus_are_enough(settings: dict[str, Any], resources: dict[str, float]) -> None:
+    app._check_resources(Settings(**settings), resources)
 
 
 def test_a_replica_answers_http_and_grpc(replica: app.PolyheadDeployment, encode_picture: Callable[..., bytes]) -> None:

@@ -13,7 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from encoders.features import EncoderFeatures, EncoderSpec
 from encoders.preprocess import InputGeometry
+from serving import bundles
 from serving.bundles import fetch_weights, load_bundle, packaged_bundles, read_bundle
 from serving.errors import BundleError
 
@@ -137,20 +139,62 @@ def test_a_wrong_file_is_told_with_its_path_and_what_is_wrong(
     path = write(change)
     with pytest.raises(BundleError, match=words) as refused:
         read_bundle(str(path))
-    assert f"{path} is not a valid bundle" in str(refused.value)
+    assert str(refused.value).startswith(f"{path} is not a valid bundle: ")
+    assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "just text", "- a\n- list\n", "name: [unclosed"])
-def test_a_file_that_is_no_mapping_is_told(text: str, tmp_path: Path) -> None:
+def test_all_that_is_wrong_in_a_file_is_told_in_one_line(write: Callable[[Change], Path]) -> None:
+    path = write(lambda content: content.update(enocder=1, geometry={"height": 56}))
+    with pytest.raises(BundleError, match=r"geometry\.width: .*; enocder: ") as refused:
+        read_bundle(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not a valid bundle: the file: "),
+        ("just text", "is not a valid bundle: the file: "),
+        ("- a\n- list\n", "is not a valid bundle: the file: "),
+        ("name: [unclosed", "is not YAML: "),
+        ("a: b: c", "is not YAML: "),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_told(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(text)
-    with pytest.raises(BundleError, match="is not a valid bundle"):
+    with pytest.raises(BundleError) as refused:
         read_bundle(str(path))
+    assert str(refused.value).startswith(f"{path} {words}")
+    assert "\n" not in str(refused.value)
 
 
 def test_an_unknown_label_set_is_told_with_those_that_exist(write: Callable[[Change], Path], tmp_path: Path) -> None:
     path = write(lambda content: content["tasks"]["panoptic"].update(labels="coco_supercats"))
-    with pytest.raises(ValueError, match=r"no label set 'coco_supercats'; packaged: .*coco_supercategories"):
+    words = r"decoder 'panoptic': no label set 'coco_supercats'; packaged: .*coco_supercategories"
+    with pytest.raises(BundleError, match=words) as refused:
+        load_bundle(str(path), cache_dir=tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+class NoDecoder:
+    """What a package might offer by mistake: it can be built from a spec, and lacks `kind` and `postprocess`."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self.out_indices = (0,)
+
+    def __call__(self, features: EncoderFeatures) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_a_decoder_that_does_not_keep_the_contract_is_refused(
+    write: Callable[[Change], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "decoder_class", lambda name: NoDecoder)
+    path = write(
+        lambda content: content["tasks"].update(panoptic={"decoder": "mine", "weights": "panoptic.safetensors"})
+    )
+    with pytest.raises(BundleError, match=r"decoder 'mine': NoDecoder is no decoders\.base\.Decoder"):
         load_bundle(str(path), cache_dir=tmp_path)
 
 

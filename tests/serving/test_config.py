@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from serving.config import Settings
+from serving.config import Settings, read_settings
+from serving.errors import StartError
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def test_an_unknown_keyword_is_an_error() -> None:
         ("replicas", 0),
         ("max_batch_size", 0),
         ("max_wait_ms", -1),
-        ("max_queued_pictures", 0),
+        ("max_pictures_inside", 0),
         ("decode_threads", 0),
         ("default_timeout_s", 0),
         ("max_upload_bytes", 0),
@@ -73,3 +75,28 @@ def test_settings_are_never_changed() -> None:
 def test_settings_survive_the_trip_to_a_replica_as_plain_values() -> None:
     settings = Settings(http_port=8123, max_batch_size=3, cache_dir=Path("/somewhere"))
     assert Settings(**settings.model_dump(mode="json")) == settings
+
+
+def test_what_is_given_goes_before_the_environment_and_none_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_HTTP_PORT", "8123")
+    monkeypatch.setenv("POLYHEAD_GRPC_PORT", "9123")
+    settings = read_settings(http_port=8124, grpc_port=None, host=None)
+    assert (settings.http_port, settings.grpc_port, settings.host) == (8124, 9123, "127.0.0.1")
+
+
+def test_wrong_settings_are_told_all_together_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_MAX_WAIT_MS", "soon")
+    with pytest.raises(StartError) as refused:
+        read_settings(http_port=70000, device="tpu", http_prot=1)
+    said = str(refused.value)
+    assert said.startswith("settings: ")
+    for words in ("http_port=70000: ", "device='tpu': ", "http_prot=1: ", "max_wait_ms='soon': "):
+        assert words in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_the_dtype_is_told_as_torch_knows_it(name: Any, dtype: torch.dtype) -> None:
+    assert Settings(dtype=name).torch_dtype is dtype

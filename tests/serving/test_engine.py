@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from decoders.base import PostprocessOptions
 from decoders.results import DepthResult, PanopticResult, Result
 from encoders.features import EncoderFeatures
 from serving.bundles import Bundle
-from serving.engine import Engine, PassInput, PassReport, count_pass
+from serving.engine import Engine, PassInput, PassOutput, PassReport, count_pass
 from serving.errors import EncoderFailedError, HeadFailedError, InvalidImageError, UnsupportedTaskError
 from serving.types import Prediction, PredictOptions, Timing
 
@@ -54,12 +56,15 @@ def run(engine: Engine, wishes: list[tuple[Image.Image, tuple[str, ...]]]) -> tu
     """One batched pass over pictures that want different tasks of one geometry, as a server runs it."""
     options = PredictOptions()
     inputs = [engine.prepare(image, tasks, options)[0] for image, tasks in wishes]
-    outputs, report = engine.run_pass(inputs)
+    outputs = engine.run_pass(inputs)
+    assert all(output.report is outputs[0].report for output in outputs)  # one run served them all
     predictions = []
     for item, output in zip(inputs, outputs, strict=True):
+        assert output.raw.keys() | output.errors.keys() == set(item.tasks)
+        assert not output.raw.keys() & output.errors.keys()
         results, errors = engine.finish([item], [output], options)
         predictions.append(Prediction(item.geometry.image_size, item.geometry.output_size, results, errors, Timing()))
-    return predictions, report
+    return predictions, outputs[0].report
 
 
 def assert_same(left: Mapping[str, Result], right: Mapping[str, Result]) -> None:
@@ -126,7 +131,9 @@ def test_requests_that_want_different_heads_share_one_pass(
     )
     assert calls == [(3, (0, 1, 2))]
     assert [set(prediction.results) for prediction in predictions] == [{"depth"}, {"panoptic", "probe"}, {"probe"}]
-    assert (report.encoder_runs, report.batch_size) == (1, 3)
+    assert report.batch_size == 3
+    assert report.head_rows == {"depth": 1, "panoptic": 1, "probe": 2}
+    assert report.heads_s.keys() == report.head_rows.keys()
 
 
 @pytest.mark.parametrize("wanting", [(0,), (1, 2), (0, 2), (0, 1, 2)])
@@ -163,6 +170,13 @@ def test_the_pictures_of_the_tests_give_several_segments(engine: Engine, picture
         assert len(result.segments) >= 2
 
 
+def test_two_bundles_of_the_tests_answer_alike(
+    engine: Engine, make_bundle: Callable[..., Bundle], pictures: list[Image.Image]
+) -> None:
+    for one, other in zip(engine.predict(pictures), Engine(make_bundle()).predict(pictures), strict=True):
+        assert_same(one.results, other.results)
+
+
 def test_more_pictures_than_fit_in_a_batch_run_in_several_and_keep_their_order(
     engine: Engine, draw_picture: Callable[..., Image.Image]
 ) -> None:
@@ -175,7 +189,7 @@ def test_more_pictures_than_fit_in_a_batch_run_in_several_and_keep_their_order(
     assert [prediction.timing.encoder_passes for prediction in predictions] == [1] * 5
 
 
-# A head that writes to the shared features
+# A head that writes to the features it reads
 
 
 def write_in_place(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
@@ -183,71 +197,152 @@ def write_in_place(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
         tokens.mul_(0).add_(1)
 
 
-@pytest.mark.parametrize("culprit_first", [True, False], ids=["runs first", "runs last"])
-def test_a_head_that_writes_to_the_features_fails_alone(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, culprit_first: bool
+def write_to_data(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+    for tokens in features.lateral_features.values():
+        tokens.data.fill_(1)
+
+
+def write_through_numpy(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+    for tokens in features.lateral_features.values():
+        tokens.numpy()[:] = 1
+
+
+def write_to_views(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+    for index in features.lateral_features:
+        features.prefix_tokens(index).fill_(1)
+        features.patch_map(index).fill_(1)
+
+
+WRITES = (write_in_place, write_to_data, write_through_numpy, write_to_views)
+Write = Callable[[EncoderFeatures, dict[str, Tensor]], None]
+
+
+@pytest.mark.parametrize("order", ["culprit panoptic depth", "panoptic culprit depth", "panoptic depth culprit"])
+@pytest.mark.parametrize("write", WRITES)
+def test_one_head_does_not_change_the_features_that_another_reads(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, write: Write, order: str
 ) -> None:
-    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place), first=culprit_first))
-    order = ["culprit", "panoptic", "depth"] if culprit_first else ["panoptic", "depth", "culprit"]
-    prediction = engine.predict(picture, order)[0]
-    assert prediction.errors.keys() == {"culprit"}
-    assert isinstance(prediction.errors["culprit"], HeadFailedError)
-    assert "wrote to the features" in prediction.errors["culprit"].detail
-    assert_same(prediction.results, engine.predict(picture, ["panoptic", "depth"])[0].results)
+    engine = Engine(make_bundle(culprit=probe_head((0, 1, 2), write)))
+    calls = encoder_calls(engine)
+    prediction = engine.predict(picture, order.split())[0]
+    assert len(calls) == 1
+    assert prediction.errors == {}
+    apart = {task: engine.predict(picture, [task])[0].results[task] for task in order.split()}
+    assert_same(prediction.results, apart)
 
 
-def test_a_head_that_writes_between_two_others_changes_neither(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+@pytest.mark.parametrize("rows", [(0, 1, 2), (0, 1), (1, 2), (0, 2), (1,)], ids=str)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_head_that_writes_to_some_rows_of_a_batch_changes_none_for_another(
+    make_bundle: Callable[..., Bundle],
+    probe_head: Any,
+    pictures: list[Image.Image],
+    write: Write,
+    rows: tuple[int, ...],
 ) -> None:
-    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place)))
-    prediction = engine.predict(picture, ["panoptic", "culprit", "depth"])[0]
-    assert prediction.errors.keys() == {"culprit"}
-    assert_same(prediction.results, engine.predict(picture, ["panoptic", "depth"])[0].results)
-
-
-@pytest.mark.parametrize("rows", [(0, 1, 2), (0, 1), (1, 2), (1,)], ids=str)
-def test_a_write_is_noticed_when_the_head_sees_some_rows_of_a_batch(
-    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image], rows: tuple[int, ...]
-) -> None:
-    engine = Engine(make_bundle(culprit=probe_head((1,), write_in_place), first=True))
+    engine = Engine(make_bundle(culprit=probe_head((0, 1, 2), write), first=True))
     wishes = [(image, ("culprit", "depth") if i in rows else ("depth",)) for i, image in enumerate(pictures)]
     predictions, _ = run(engine, wishes)
     for i, (image, prediction) in enumerate(zip(pictures, predictions, strict=True)):
-        assert prediction.errors.keys() == ({"culprit"} if i in rows else set())
-        assert_same(prediction.results, engine.predict(image, ["depth"])[0].results)
+        assert prediction.errors == {}
+        assert prediction.results.keys() == ({"culprit", "depth"} if i in rows else {"depth"})
+        apart = {task: engine.predict(image, [task])[0].results[task] for task in prediction.results}
+        assert_same(prediction.results, apart)
 
 
-def test_a_previous_head_whose_output_is_a_view_of_the_features_keeps_its_answer(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+def test_a_head_that_writes_and_then_fails_is_tried_again_on_untouched_features(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
 ) -> None:
-    def answer_a_view(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
-        raw["value"] = features.tokens(1)[:, :1, :1]
+    def write_and_fail(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        write_to_data(features, raw)
+        if features.batch_size > 1:
+            raise RuntimeError("one at a time, please")
 
-    bundle = make_bundle(viewer=probe_head((1,), answer_a_view), culprit=probe_head((1,), write_in_place))
-    engine = Engine(bundle)
+    engine = Engine(make_bundle(culprit=probe_head((0, 1, 2), write_and_fail)))
+    honest = [engine.predict(image, ["culprit"])[0].results for image in pictures]
+    for tasks in (("culprit",), ("culprit", "depth"), ("depth", "culprit")):
+        predictions, _ = run(engine, [(image, tasks) for image in pictures])
+        for prediction, results in zip(predictions, honest, strict=True):
+            assert prediction.errors == {}
+            assert_same({"culprit": prediction.results["culprit"]}, results)
+
+
+def answer_a_view(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+    raw["value"] = features.tokens(1)[:, :1, :1]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("order", ["viewer culprit", "culprit viewer"])
+def test_a_head_whose_output_is_a_view_of_the_features_keeps_its_answer(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, write: Write, order: str
+) -> None:
+    engine = Engine(make_bundle(viewer=probe_head((1,), answer_a_view), culprit=probe_head((1,), write)))
     honest = engine.predict(picture, ["viewer"])[0].results
-    prediction = engine.predict(picture, ["viewer", "culprit"])[0]
-    assert prediction.errors.keys() == {"culprit"}
-    assert_same(prediction.results, honest)
+    prediction = engine.predict(picture, order.split())[0]
+    assert prediction.errors == {}
+    assert_same({"viewer": prediction.results["viewer"]}, honest)
     result = honest["viewer"]
     assert isinstance(result, DepthResult) and not np.allclose(result.depth_m, 1)  # else the write would not show
 
 
-def test_two_heads_that_write_both_fail_and_the_third_is_answered(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+@pytest.mark.parametrize("order", ["wrecker viewer", "viewer wrecker"])
+def test_postprocessing_that_writes_to_a_view_of_the_features_changes_no_other_head(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, order: str
 ) -> None:
-    engine = Engine(make_bundle(one=probe_head((1,), write_in_place), two=probe_head((0,), write_in_place)))
-    prediction = engine.predict(picture, ["one", "two", "depth"])[0]
-    assert prediction.errors.keys() == {"one", "two"}
-    assert_same(prediction.results, engine.predict(picture, ["depth"])[0].results)
+    def wreck(raw: Mapping[str, Tensor]) -> None:
+        raw["value"].zero_()
+
+    wrecker = probe_head((1,), answer_a_view, wreck)
+    engine = Engine(make_bundle(wrecker=wrecker, viewer=probe_head((1,), answer_a_view)))
+    honest = engine.predict(picture, ["viewer"])[0].results
+    assert np.all(honest["viewer"].depth_m != 0)  # type: ignore[union-attr]  # else the write would not show
+    together = engine.predict(picture, order.split())[0].results
+    assert_same({"viewer": together["viewer"]}, honest)
 
 
-def test_a_head_that_writes_alone_leaves_nothing_but_its_error(
+def test_postprocessing_that_writes_for_one_picture_changes_no_other_picture(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
+) -> None:
+    def wreck_afterwards(raw: Mapping[str, Tensor]) -> None:
+        seen.append(raw["value"].item())
+        raw["value"].zero_()
+
+    seen: list[float] = []
+    engine = Engine(make_bundle(viewer=probe_head((1,), answer_a_view, wreck_afterwards)))
+    run(engine, [(image, ("viewer",)) for image in pictures])
+    batched = seen.copy()
+    seen.clear()
+    for image in pictures:
+        engine.predict(image, ["viewer"])
+    np.testing.assert_allclose(batched, seen, rtol=1e-3)
+
+
+def test_no_two_heads_of_a_pass_read_the_same_memory(
+    make_bundle: Callable[..., Bundle], probe_head: Any, pictures: list[Image.Image]
+) -> None:
+    kept: list[Tensor] = []  # alive, so that no memory is used twice
+    watch: Write = lambda features, raw: kept.extend(features.lateral_features.values())  # noqa: E731
+    engine = Engine(make_bundle(**{task: probe_head((0, 1), watch) for task in ("one", "two", "three")}))
+    for wishes in ([(pictures[0], ("one", "two", "three"))], [(image, ("one", "two", "three")) for image in pictures]):
+        run(engine, wishes)
+        places = {tokens.untyped_storage().data_ptr() for tokens in kept}
+        assert len(places) == len(kept) == 6
+        kept.clear()
+
+
+def test_a_head_sees_only_the_blocks_that_it_names(
     make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
 ) -> None:
-    prediction = Engine(make_bundle(culprit=probe_head((1,), write_in_place))).predict(picture, ["culprit"])[0]
-    assert prediction.results == {}
-    assert prediction.errors.keys() == {"culprit"}
+    def pry(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
+        features.tokens(2)
+
+    honest, nosy = probe_head((1,)), probe_head((0,), pry)
+    engine = Engine(make_bundle(honest=honest, nosy=nosy))
+    prediction = engine.predict(picture, ["honest", "nosy", "panoptic", "depth"])[0]
+    assert (honest.tapped, nosy.tapped) == ([(1,)], [(0,)])
+    assert prediction.errors.keys() == {"nosy"}
+    assert "a KeyError" in prediction.errors["nosy"].detail
+    assert prediction.results.keys() == {"honest", "panoptic", "depth"}
 
 
 def test_a_head_cannot_swap_the_features_of_another(
@@ -273,15 +368,27 @@ def fail_on_brightness(least: float) -> Callable[[EncoderFeatures, dict[str, Ten
     return check
 
 
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> list[BaseException]:
+    """The exceptions that the engine logged under a message, each with its stack trace."""
+    records = [record for record in caplog.records if record.getMessage() == message]
+    assert all(record.name == "polyhead.engine" and record.levelno == logging.ERROR for record in records)
+    exceptions = [record.exc_info[1] for record in records if record.exc_info]
+    assert len(exceptions) == len(records)
+    assert all(exception and exception.__traceback__ for exception in exceptions)
+    return [exception for exception in exceptions if exception]
+
+
 def test_a_head_that_raises_fails_alone(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(make_bundle(culprit=probe_head((1,), fail_on_brightness(-1))))
     prediction = engine.predict(picture, ["culprit", "panoptic", "depth"])[0]
     assert prediction.results.keys() == {"panoptic", "depth"}
     error = prediction.errors["culprit"]
     assert isinstance(error, HeadFailedError)
-    assert "head 'culprit' failed: RuntimeError: too bright for me" in error.detail
+    assert error.detail == "head 'culprit' failed with a RuntimeError; the server's log has it"
+    assert "too bright" not in json.dumps(error.problem())
+    assert [str(exception) for exception in logged(caplog, "head 'culprit' failed")] == ["too bright for me"]
     assert prediction.timing.encoder_passes == 1
 
 
@@ -295,7 +402,8 @@ def test_a_head_that_raises_for_one_picture_of_a_batch_fails_for_that_picture_on
     culprit = probe_head((1,), fail_on_brightness((levels[1] + levels[2]) / 2))  # the highest only
     engine = Engine(make_bundle(probe=culprit))
     calls = encoder_calls(engine)
-    predictions, _ = run(engine, [(image, ("probe", "depth")) for image in pictures])
+    predictions, report = run(engine, [(image, ("probe", "depth")) for image in pictures])
+    assert report.head_rows == {"probe": 3, "depth": 3}
     assert len(calls) == 1  # the head is tried again, the encoder is not
     for value, prediction in zip(values, predictions, strict=True):
         assert isinstance(value, DepthResult)
@@ -321,7 +429,7 @@ def test_a_head_whose_output_lacks_rows_fails_alone(
 
 
 def test_a_head_whose_postprocessing_fails_fails_alone(
-    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(raw: Mapping[str, Tensor]) -> None:
         raise KeyError("no such map")
@@ -330,7 +438,8 @@ def test_a_head_whose_postprocessing_fails_fails_alone(
     prediction = engine.predict(picture, ["culprit", "panoptic", "depth"])[0]
     assert prediction.results.keys() == {"panoptic", "depth"}
     assert isinstance(prediction.errors["culprit"], HeadFailedError)
-    assert "KeyError: 'no such map'" in prediction.errors["culprit"].detail
+    assert prediction.errors["culprit"].detail == "head 'culprit' failed with a KeyError; the server's log has it"
+    assert [str(exception) for exception in logged(caplog, "head 'culprit' failed")] == ["'no such map'"]
 
 
 def failing_encoder(monkeypatch: pytest.MonkeyPatch, engine: Engine, pixels: Tensor) -> None:
@@ -346,20 +455,67 @@ def failing_encoder(monkeypatch: pytest.MonkeyPatch, engine: Engine, pixels: Ten
 
 
 def test_an_encoder_that_fails_on_one_picture_leaves_the_others_answered(
-    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     alone = [engine.predict(picture)[0].results for picture in pictures]
     inputs: list[PassInput] = engine.prepare(pictures[1], ["depth"], PredictOptions())
     failing_encoder(monkeypatch, engine, inputs[0].pixels)
+    calls = encoder_calls(engine)
     predictions = engine.predict(pictures, ["panoptic", "depth"])
+    assert [batch for batch, _ in calls] == [3, 1, 1, 1]
     assert predictions[1].results == {}
     assert predictions[1].errors.keys() == {"panoptic", "depth"}
     for error in predictions[1].errors.values():
         assert isinstance(error, EncoderFailedError)
-        assert "RuntimeError: encoder out of luck" in error.detail
+        assert error.detail == "the encoder failed with a RuntimeError; the server's log has it"
+        assert "out of luck" not in json.dumps(error.problem())
+    assert [str(exception) for exception in logged(caplog, "the encoder failed")] == ["encoder out of luck"]
     for i in (0, 2):
         assert predictions[i].errors == {}
         assert_same(predictions[i].results, alone[i])
+
+
+def test_pictures_that_are_encoded_again_alone_pay_for_one_pass_each_and_the_failed_one_for_none(
+    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs: list[PassInput] = engine.prepare(pictures[1], ["depth"], PredictOptions())
+    failing_encoder(monkeypatch, engine, inputs[0].pixels)
+    timings = [prediction.timing for prediction in engine.predict(pictures, ["panoptic", "depth"])]
+    assert [(timing.encoder_passes, timing.batch_size) for timing in timings] == [(1, 1), (0, 0), (1, 1)]
+    assert [timing.heads_ms.keys() for timing in timings] == [{"panoptic", "depth"}, set(), {"panoptic", "depth"}]
+    assert [timing.encoder_ms > 0 for timing in timings] == [True, False, True]
+
+
+def test_an_encoder_that_fails_on_batches_only_leaves_every_picture_answered_from_one_pass(
+    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [engine.predict(picture)[0].results for picture in pictures]
+    forward = engine.bundle.encoder.forward
+
+    def fail(images: Tensor, out_indices: Any) -> EncoderFeatures:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("no room for two")
+        return forward(images, out_indices)
+
+    monkeypatch.setattr(engine.bundle.encoder, "forward", fail)
+    predictions = engine.predict(pictures)
+    for prediction, results in zip(predictions, alone, strict=True):
+        assert prediction.errors == {}
+        assert (prediction.timing.encoder_passes, prediction.timing.batch_size) == (1, 1)
+        assert_same(prediction.results, results)
+
+
+def test_each_picture_that_is_encoded_again_has_a_report_of_its_own(
+    engine: Engine, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [engine.prepare(image, ["panoptic", "depth"], PredictOptions())[0] for image in pictures]
+    failing_encoder(monkeypatch, engine, inputs[1].pixels)
+    reports = [output.report for output in engine.run_pass(inputs)]
+    assert [report.batch_size for report in reports] == [1, 0, 1]
+    assert reports[1] == PassReport()
+    for report in (reports[0], reports[2]):
+        assert report.head_rows == {"panoptic": 1, "depth": 1}
+        assert report.encoder_s > 0
 
 
 # Options, sizes and what pictures may be
@@ -472,12 +628,49 @@ def test_a_bundle_on_disk_is_loaded_and_answers(bundle_file: Path, picture: Imag
 
 def test_the_costs_of_two_passes_of_a_picture_add_up() -> None:
     timing = Timing()
-    count_pass(timing, PassReport(3, 1, 0.5, {"depth": 0.25, "other": 9}, {"depth": 3}), ["depth"])
-    count_pass(timing, PassReport(2, 1, 0.25, {"fine": 0.125}, {"fine": 2}), ["fine"])
+    first = PassReport(3, 0.5, {"depth": 0.25, "other": 9}, {"depth": 3, "other": 1})
+    count_pass(timing, PassOutput(first, raw={"depth": {}}))
+    error = HeadFailedError("broken", remedy="report it")
+    count_pass(timing, PassOutput(PassReport(2, 0.25, {"fine": 0.125}, {"fine": 2}), errors={"fine": error}))
     assert timing == Timing(encoder_ms=750, heads_ms={"depth": 250, "fine": 125}, encoder_passes=2, batch_size=3)
 
 
-def test_another_run_is_counted_into_a_report() -> None:
-    report = PassReport(2, 1, 0.5, {"depth": 1.0}, {"depth": 2})
-    report.add(PassReport(1, 1, 0.25, {"depth": 0.5, "panoptic": 1.0}, {"depth": 1, "panoptic": 1}))
-    assert report == PassReport(2, 2, 0.75, {"depth": 1.5, "panoptic": 1.0}, {"depth": 3, "panoptic": 1})
+def test_a_run_whose_encoder_failed_costs_no_pass() -> None:
+    timing = Timing(encoder_ms=1, encoder_passes=1, batch_size=4)
+    error = EncoderFailedError("broken", remedy="report it")
+    count_pass(timing, PassOutput(PassReport(), errors={"depth": error}))
+    assert timing == Timing(encoder_ms=1, encoder_passes=1, batch_size=4)
+
+
+# CUDA
+
+
+@pytest.mark.gpu
+def test_the_engine_on_cuda_gives_the_results_of_the_cpu(
+    make_bundle: Callable[..., Bundle], pictures: list[Image.Image]
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    here, there = make_bundle(), make_bundle()
+    for module in (there.encoder, *(head.decoder for head in there.heads.values())):
+        assert isinstance(module, nn.Module)
+        module.to("cuda")
+    engine = Engine(there)
+    assert engine.device.type == "cuda"
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # else convolutions round to 10 bits
+        predictions = engine.predict(pictures)
+    for on_cpu, on_gpu in zip(Engine(here).predict(pictures), predictions, strict=True):
+        assert on_gpu.errors == {}
+        assert on_gpu.timing.encoder_passes == 1
+        expected, panoptic = on_cpu.results["panoptic"], on_gpu.results["panoptic"]
+        assert isinstance(expected, PanopticResult) and isinstance(panoptic, PanopticResult)
+        assert [(s.segment_id, s.label_id) for s in panoptic.segments] == [
+            (s.segment_id, s.label_id) for s in expected.segments
+        ]
+        np.testing.assert_allclose(
+            [s.score for s in panoptic.segments], [s.score for s in expected.segments], rtol=1e-4
+        )
+        assert np.mean(panoptic.segment_map != expected.segment_map) <= 0.001  # a pixel on an edge may fall either way
+        expected_depth, depth = on_cpu.results["depth"], on_gpu.results["depth"]
+        assert isinstance(expected_depth, DepthResult) and isinstance(depth, DepthResult)
+        np.testing.assert_allclose(depth.depth_m, expected_depth.depth_m, rtol=1e-4)

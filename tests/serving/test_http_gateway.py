@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
+from serving import http_gateway
 from serving.bundles import Bundle
 from serving.http_gateway import create_app
 from serving.service import SegmentationService
@@ -45,6 +48,7 @@ def photo(encode_picture: Callable[..., bytes]) -> bytes:
 
 
 def sample(service: SegmentationService, name: str, **labels: str) -> float:
+    """The value of a metric, 0 before it was ever counted; drain first where a batch was run, for it counts last."""
     return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -172,14 +176,16 @@ def test_a_failing_head_is_told_beside_the_answers_of_the_others(broken: Segment
     answer = response.json()
     assert answer["results"].keys() == {"depth"}
     assert answer["errors"]["broken"]["title"] == "Head failed"
-    assert answer["errors"]["broken"]["detail"] == "head 'broken' failed: RuntimeError: no luck"
+    assert answer["errors"]["broken"]["detail"] == "head 'broken' failed with a RuntimeError; the server's log has it"
+    assert "no luck" not in response.text
 
 
 @pytest.mark.parametrize("kind", ["json", "png", "overlay", "npz"])
 def test_a_request_of_which_nothing_is_left_is_a_problem(broken: SegmentationService, photo: bytes, kind: str) -> None:
     options = {"tasks": "broken", "format": kind}
     response = client_of(broken).post("/segment", params=options, content=photo, headers=PNG)
-    assert_problem(response, 500, "Head failed", "no luck")
+    assert_problem(response, 500, "Head failed", "head 'broken' failed with a RuntimeError")
+    assert "no luck" not in response.text
 
 
 # Refusals
@@ -215,6 +221,21 @@ def test_an_option_that_cannot_be_is_refused_and_named(
 ) -> None:
     response = client.post("/segment", params=options, content=photo, headers=PNG)
     assert_problem(response, 400, "Invalid option", *words)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("tasks=panoptic&tasks=depth", "tasks given more than once"),
+        ("format=json&format=json", "format given more than once"),
+        ("max_side=64&masks=rle&max_side=32&masks=none", "masks, max_side given more than once"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused_and_named(
+    client: TestClient, photo: bytes, query: str, words: str
+) -> None:
+    problem = assert_problem(client.post(f"/segment?{query}", content=photo, headers=PNG), 400, "Invalid option", words)
+    assert "separated by commas" in problem["remedy"]
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon", "100000"])
@@ -280,6 +301,26 @@ def test_a_body_that_is_no_usable_picture_is_refused(
     assert_problem(client.post("/segment", content=body, headers=PNG), status, title)
 
 
+async def call(
+    service: SegmentationService,
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> list[dict[str, Any]]:
+    """`POST /segment` below the client: what is sent in answer to a body that the test hands out itself."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/segment", "raw_path": b"/segment", "root_path": "", "query_string": b"tasks=depth",
+        "headers": list(headers), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    await create_app(service)(scope, receive, send)  # type: ignore[arg-type]
+    return sent
+
+
 def in_chunks(size: int) -> Iterator[bytes]:
     for _ in range(size // 10_000):
         yield b"\0" * 10_000
@@ -292,6 +333,8 @@ def in_chunks(size: int) -> Iterator[bytes]:
         pytest.param(lambda: {"content": in_chunks(300_000), "headers": PNG}, id="streamed"),
         pytest.param(lambda: {"content": in_chunks(5_000_000), "headers": PNG}, id="streamed on and on"),
         pytest.param(lambda: {"files": {"image": ("a.png", b"\0" * 300_000, "image/png")}}, id="form"),
+        pytest.param(lambda: {"files": {"image": ("a.png", b"\0" * 200_001, "image/png")}}, id="form, by one byte"),
+        pytest.param(lambda: {"content": b"\0" * 200_001, "headers": PNG}, id="by one byte"),
     ],
 )
 def test_a_body_over_the_limit_is_refused(
@@ -300,6 +343,16 @@ def test_a_body_over_the_limit_is_refused(
     response = client.post("/segment", **body())
     assert_problem(response, 413, "Image too large", "over 200,000 bytes")
     assert service.admission.inside == 0
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_a_body_at_the_limit_is_read(client: TestClient, photo: bytes, form: bool) -> None:
+    body = photo + bytes(200_000 - len(photo))  # PNG ends where it says so; what follows is nothing to it
+    if form:
+        response = client.post("/segment", files={"image": ("a.png", body, "image/png")})
+    else:
+        response = client.post("/segment", content=body, headers=PNG)
+    assert response.status_code == 200, response.text
 
 
 def test_a_streamed_body_within_the_limit_is_answered(client: TestClient, photo: bytes) -> None:
@@ -338,18 +391,116 @@ def test_the_deadline_of_the_caller_is_held(make_service: MakeService, photo: by
     assert service.admission.inside == 0
 
 
-def test_a_bug_is_a_problem_without_its_stack_trace(
-    client: TestClient, service: SegmentationService, photo: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def bug(*arguments: object) -> None:
-        raise ZeroDivisionError("secret of the server")
+def test_the_default_deadline_is_a_setting(make_service: MakeService, photo: bytes) -> None:
+    service = make_service(gated=True, default_timeout_s=0.03)
+    response = client_of(service).post("/segment", content=photo, headers=PNG)
+    assert_problem(response, 504, "Deadline exceeded", "no answer within 0.03 s")
+    assert service.admission.inside == 0
 
-    monkeypatch.setattr(service.engine, "prepare", bug)
-    response = client.post("/segment", content=photo, headers=PNG)
-    assert_problem(response, 500, "Internal error")
+
+def test_a_full_server_sheds_before_it_reads_the_body(service: SegmentationService) -> None:
+    service.admission.inside = 4
+
+    async def never() -> dict[str, Any]:
+        pytest.fail("the body was read")
+
+    sent = asyncio.run(call(service, never))
+    assert sent[0]["status"] == 429
+
+
+def test_the_deadline_is_held_while_the_body_comes(service: SegmentationService) -> None:
+    inside: list[float] = []
+
+    async def stall() -> dict[str, Any]:
+        inside.append(service.admission.inside)
+        await asyncio.Event().wait()
+        raise AssertionError("nothing comes")
+
+    sent = asyncio.run(call(service, stall, headers=[(b"x-request-timeout-s", b"0.05")]))
+    assert sent[0]["status"] == 504
+    assert b"no answer within 0.05 s" in sent[1]["body"]
+    assert inside == [1]
+    assert service.admission.inside == 0
+
+
+def test_the_deadline_is_held_while_the_answer_is_rendered(
+    service: SegmentationService, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, inside = threading.Event(), []
+
+    def render_for_ever(*arguments: object, **options: object) -> None:
+        inside.append(service.admission.inside)
+        rendered.wait(60)
+
+    monkeypatch.setattr(http_gateway, "prediction_json", render_for_ever)
+    try:
+        response = client_of(service).post("/segment", content=photo, headers=PNG | {"X-Request-Timeout-S": "0.5"})
+        assert_problem(response, 504, "Deadline exceeded", "no answer within 0.5 s")
+    finally:
+        rendered.set()
+    assert inside in ([1], [])  # [] on a machine so slow that the deadline came before
+    assert service.admission.inside == 0
+
+
+def bug(*arguments: object, **options: object) -> None:
+    raise ZeroDivisionError("secret of the server")
+
+
+def assert_bug_is_told(service: SegmentationService, response: Any, caplog: pytest.LogCaptureFixture) -> None:
+    problem = assert_problem(response, 500, "Internal error", "the server's log has it")
+    assert problem["type"] == "urn:polyhead:problem:internal"
     assert "secret" not in response.text
     assert "Traceback" not in response.text
+    assert response.headers.get_list("X-Request-Id") == ["mine-1"]
+    assert response.headers["traceparent"] == "00-1-2-01"
+    (record,) = [record for record in caplog.records if record.name == "polyhead.http"]
+    assert record.getMessage() == "unexpected failure of request mine-1"
+    assert record.exc_info is not None and str(record.exc_info[1]) == "secret of the server"
+    assert sample(service, "polyhead_requests_total", route="/segment", code="500") == 1
+    assert sample(service, "polyhead_request_seconds_count", route="/segment") == 1
+    assert sample(service, "polyhead_refused_total", reason="internal") == 1
     assert service.admission.inside == 0
+
+
+IDS = {"X-Request-Id": "mine-1", "traceparent": "00-1-2-01"}
+
+
+def test_a_bug_is_a_problem_without_its_stack_trace(
+    client: TestClient,
+    service: SegmentationService,
+    photo: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(service.engine, "prepare", bug)
+    assert_bug_is_told(service, client.post("/segment", content=photo, headers=PNG | IDS), caplog)
+
+
+def test_a_bug_in_rendering_is_a_problem_too(
+    client: TestClient,
+    service: SegmentationService,
+    photo: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(http_gateway, "prediction_json", bug)
+    assert_bug_is_told(service, client.post("/segment", content=photo, headers=PNG | IDS), caplog)
+
+
+@pytest.mark.parametrize("content_type", [b"image/png", b"multipart/form-data; boundary=x"])
+def test_a_client_that_goes_away_is_counted_and_nothing_is_said(
+    service: SegmentationService, content_type: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = iter([{"type": "http.request", "body": b"--x\r\n", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    sent = asyncio.run(call(service, receive, headers=[(b"content-type", content_type)]))
+    assert sent == []
+    assert sample(service, "polyhead_requests_total", route="/segment", code="499") == 1
+    assert service.admission.inside == 0
+    assert [record for record in caplog.records if record.name.startswith("polyhead")] == []
 
 
 @pytest.mark.parametrize(
@@ -389,6 +540,18 @@ def test_a_request_without_an_id_gets_one_of_its_own(client: TestClient, photo: 
     assert all(ids)
 
 
+@pytest.mark.parametrize("given", ["x", "!~", "a" * 128, "urn:uuid:5f8c-1"])
+def test_a_request_id_of_visible_ascii_is_taken(client: TestClient, given: str) -> None:
+    assert client.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"] == given
+
+
+@pytest.mark.parametrize("given", [b"", b"a" * 129, b"two words", b"tab\there", b"caf\xe9", b"\x1b[31mred", b"\x7f"])
+def test_any_other_request_id_is_replaced(client: TestClient, given: bytes) -> None:
+    answered = client.get("/healthz", headers={b"X-Request-Id": given}).headers.get_list("X-Request-Id")
+    assert len(answered) == 1
+    assert re.fullmatch("[0-9a-f]{32}", answered[0])
+
+
 def test_the_request_id_is_left_to_a_host_that_gives_it(service: SegmentationService, photo: bytes) -> None:
     client = client_of(service, host_gives_request_id=True)
     response = client.post("/segment", content=photo, headers=PNG | {"X-Request-Id": "mine-1"})
@@ -422,10 +585,25 @@ def test_a_healthy_server_says_so(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+def test_what_is_polled_can_be_asked_for_its_head(client: TestClient, path: str) -> None:
+    response = client.head(path)
+    assert response.status_code == 200
+    assert response.content == b""
+    assert response.headers["content-type"] == client.get(path).headers["content-type"]
+
+
+def test_a_draining_server_says_so_to_head_too(client: TestClient, service: SegmentationService) -> None:
+    service.drain()
+    assert client.head("/readyz").status_code == 503
+    assert client.head("/healthz").status_code == 200
+
+
 def test_a_request_for_two_tasks_is_counted_as_one_pass_with_one_saved(
     client: TestClient, service: SegmentationService, photo: bytes
 ) -> None:
     client.post("/segment", params=TASKS, content=photo, headers=PNG)
+    service.drain()
     metrics = client.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     lines = metrics.text.splitlines()
@@ -440,6 +618,7 @@ def test_a_request_for_two_tasks_is_counted_as_one_pass_with_one_saved(
 
 def test_a_request_for_one_task_saves_no_pass(client: TestClient, service: SegmentationService, photo: bytes) -> None:
     client.post("/segment", params={"tasks": "depth"}, content=photo, headers=PNG)
+    service.drain()
     assert sample(service, "polyhead_encoder_passes_total") == 1
     assert sample(service, "polyhead_encoder_passes_saved_total") == 0
 
@@ -498,16 +677,43 @@ def test_the_schema_tells_the_options_and_both_ways_to_send_a_picture(client: Te
     assert all(parameter["description"] for parameter in operation["parameters"])
 
 
+def test_every_operation_of_the_schema_has_a_name_of_its_own(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"].values()
+    names = [operation["operationId"] for path in paths for operation in path.values()]
+    assert len(set(names)) == len(names)
+
+
+def assert_page_headers(response: Any) -> None:
+    """What is loaded may load from this server only, is what it says it is, and is asked for anew each time."""
+    policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
+    assert policy == {"default-src": "'self'", "img-src": "'self' blob: data:"}
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-cache"
+
+
+def test_a_script_is_served_as_a_script_and_only_once_if_it_has_not_changed(client: TestClient) -> None:
+    page = client.get("/").text
+    (script, *_) = [one for one, _ in addresses(page) if one.endswith(".js")]
+    response = client.get(f"/{script}")
+    assert response.headers["content-type"].startswith("text/javascript")
+    again = client.get(f"/{script}", headers={"If-None-Match": response.headers["etag"]})
+    assert again.status_code == 304
+    assert_page_headers(again)
+
+
 def test_the_playground_is_served_and_may_load_from_this_server_only(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
-    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert_page_headers(page)
     loaded = [one for one, _ in addresses(page.text) if not one.startswith(("#", "./"))]
     assert any(address.endswith(".js") for address in loaded)
     for address in loaded:
         assert not re.match(r"(https?:)?//", address)
-        assert client.get(f"/{address}").status_code == 200, address
+        loaded_file = client.get(f"/{address}")
+        assert loaded_file.status_code == 200, address
+        if address.startswith("static/"):
+            assert_page_headers(loaded_file)
 
 
 def test_an_answer_is_plain_json_without_nan(client: TestClient, photo: bytes) -> None:

@@ -228,9 +228,17 @@ def test_an_overlay_colours_segments_and_leaves_void_as_it_was(panoptic: Panopti
 def test_a_depth_overlay_tells_near_from_far(depth: DepthResult) -> None:
     drawn = pixels(overlay_png(depth, Image.new("RGB", (WIDTH, HEIGHT)), None)).astype(int)
     assert drawn.shape == (HEIGHT, WIDTH, 3)
-    near, far = drawn[20, 3], drawn[20, -4]
-    assert near[0] > near[2]  # warm
-    assert far[2] > far[0]  # cold
+    near, far, farthest = drawn[20, 3], drawn[20, -8], drawn[20, -1]
+    assert near[0] > 2 * near[2]  # warm
+    assert far[2] > 2 * far[0]  # cold
+    assert farthest.max() < 40  # where Turbo's polynomial ends
+
+
+def test_a_few_odd_pixels_do_not_take_the_colours_from_the_others(depth: DepthResult) -> None:
+    plain = pixels(overlay_png(depth, Image.new("RGB", (WIDTH, HEIGHT)), None)).astype(int)
+    depth.depth_m[0, 0] = 1e6
+    odd = pixels(overlay_png(depth, Image.new("RGB", (WIDTH, HEIGHT)), None)).astype(int)
+    assert np.abs(odd[1:] - plain[1:]).max() < 30
 
 
 def test_an_even_depth_is_drawn_without_complaint() -> None:

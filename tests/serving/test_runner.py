@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -35,10 +36,10 @@ def picture(name: str, side: int = 56) -> PassInput:
     return PassInput(torch.zeros(3, side, side), InputGeometry(side, side).place((side, side)), (name,))
 
 
-def run_pass(inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+def run_pass(inputs: Sequence[PassInput]) -> list[PassOutput]:
     """Answers each picture with its own name."""
-    report = PassReport(len(inputs), 1, 0.5)
-    return [PassOutput(raw={item.tasks[0]: {"value": torch.zeros(1)}}) for item in inputs], report
+    report = PassReport(len(inputs), 0.5)
+    return [PassOutput(report, raw={item.tasks[0]: {"value": torch.zeros(1)}}) for item in inputs]
 
 
 def name_of(future: Future[PassAnswer]) -> str:
@@ -125,8 +126,8 @@ def test_the_answer_tells_the_batch_and_how_long_the_picture_waited(held: PassRu
     clock.now_s += 3
     gate.opened.set()
     assert (early.result(PATIENCE_S).queue_s, late.result(PATIENCE_S).queue_s) == (5, 3)
-    assert early.result().report.batch_size == 2
-    assert early.result().report is late.result().report
+    assert early.result().output.report.batch_size == 2
+    assert early.result().output.report is late.result().output.report
 
 
 def test_a_cancelled_picture_is_never_run(held: PassRunner, gate: Any) -> None:
@@ -153,8 +154,10 @@ def test_a_picture_whose_deadline_passes_in_the_queue_fails_and_is_never_run(
     assert names(gate) == [["first"], ["kept"]]
 
 
-def test_an_exception_fails_its_batch_only_and_the_thread_lives_on(make_runner: Callable[..., PassRunner]) -> None:
-    def fail_on_bad(inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+def test_an_exception_fails_its_batch_only_and_the_thread_lives_on(
+    make_runner: Callable[..., PassRunner], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_on_bad(inputs: Sequence[PassInput]) -> list[PassOutput]:
         if inputs[0].tasks == ("bad",):
             raise RuntimeError("out of memory")
         return run_pass(inputs)
@@ -162,21 +165,65 @@ def test_an_exception_fails_its_batch_only_and_the_thread_lives_on(make_runner: 
     runner = make_runner(fail_on_bad, size=1)
     futures = [runner.submit(picture(name)) for name in ("before", "bad", "after")]
     assert (name_of(futures[0]), name_of(futures[2])) == ("before", "after")
-    with pytest.raises(InternalError, match="RuntimeError: out of memory"):
+    with pytest.raises(InternalError) as failed:
         futures[1].result(PATIENCE_S)
+    assert failed.value.detail == "a batch failed with a RuntimeError; the server's log has it"
+    (record,) = [record for record in caplog.records if record.name == "polyhead.runner"]
+    assert (record.levelno, record.getMessage()) == (logging.ERROR, "a batch of 1 failed")
+    assert record.exc_info is not None and str(record.exc_info[1]) == "out of memory"
     assert runner.alive
 
 
-def test_each_batch_is_reported_with_its_seconds(make_runner: Callable[..., PassRunner], clock: Clock) -> None:
-    told: list[tuple[int, float]] = []
+def test_a_pass_that_loses_a_picture_fails_its_batch_instead_of_mixing_answers(
+    held: PassRunner, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    futures = [held.submit(picture(name)) for name in "ab"]
+    monkeypatch.setattr(gate, "_run_pass", lambda inputs: run_pass(inputs)[:1])
+    gate.opened.set()
+    for future in futures:
+        with pytest.raises(InternalError, match="ValueError"):
+            future.result(PATIENCE_S)
+    assert held.alive
 
-    def slow(inputs: Sequence[PassInput]) -> tuple[list[PassOutput], PassReport]:
+
+def test_each_batch_is_reported_with_its_outputs_and_seconds(
+    make_runner: Callable[..., PassRunner], clock: Clock
+) -> None:
+    told: list[tuple[list[PassOutput], float]] = []
+
+    def slow(inputs: Sequence[PassInput]) -> list[PassOutput]:
         clock.now_s += 7
         return run_pass(inputs)
 
-    runner = make_runner(slow, on_batch=lambda report, seconds: told.append((report.batch_size, seconds)))
-    runner.submit(picture("a")).result(PATIENCE_S)
-    assert told == [(1, 7)]
+    runner = make_runner(slow, on_batch=lambda outputs, seconds: told.append((list(outputs), seconds)))
+    answer = runner.submit(picture("a")).result(PATIENCE_S)
+    runner.stop()
+    ((outputs, seconds),) = told
+    assert len(outputs) == 1 and outputs[0] is answer.output
+    assert seconds == 7
+
+
+def test_nobody_waits_for_the_counting_of_a_batch(make_runner: Callable[..., PassRunner]) -> None:
+    counted = threading.Event()
+    runner = make_runner(run_pass, on_batch=lambda outputs, seconds: counted.wait(PATIENCE_S))
+    try:
+        assert name_of(runner.submit(picture("a"))) == "a"
+        assert not counted.is_set()
+    finally:
+        counted.set()
+
+
+def test_a_batch_that_failed_is_not_reported(make_runner: Callable[..., PassRunner]) -> None:
+    told: list[Any] = []
+
+    def fail(inputs: Sequence[PassInput]) -> list[PassOutput]:
+        raise RuntimeError("no luck")
+
+    runner = make_runner(fail, on_batch=lambda outputs, seconds: told.append(outputs))
+    future = runner.submit(picture("a"))
+    runner.stop()
+    assert isinstance(future.exception(PATIENCE_S), InternalError)
+    assert told == []
 
 
 def test_stop_finishes_what_is_queued_and_ends_the_thread(held: PassRunner, gate: Any) -> None:

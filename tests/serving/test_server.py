@@ -33,12 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
 START_S, STOP_S = 120, 90
-RAY_PORTS = (
-    "RAY_SERVE_HAPROXY_METRICS_PORT",
-    "RAY_SERVE_HAPROXY_STATS_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-)
+POLYHEAD = str(Path(sys.executable).parent / "polyhead")
 PNG = {"Content-Type": "image/png"}
 TASKS = {"tasks": "panoptic,depth"}
 
@@ -71,9 +66,13 @@ class Server:
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
-    def scratch(self) -> Path:
-        """Where the proxy's sockets and state lie."""
-        return Path(tempfile.gettempdir()) / f"polyhead-{os.getuid()}-{self.http_port}"
+    def scratch(self) -> list[Path]:
+        """Where the proxy's sockets and state lie; one folder while the server runs."""
+        return [
+            folder
+            for folder in Path(tempfile.gettempdir()).glob("polyhead-*")
+            if any(f":{self.http_port}" in config.read_text() for config in folder.rglob("haproxy.cfg"))
+        ]
 
     def segment(self, content: Any, *, status: int, **options: Any) -> httpx.Response:
         """`POST /segment` that must be answered with a status; counts the passes."""
@@ -103,10 +102,10 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def environment(ports: list[int]) -> dict[str, str]:
-    """Ours without any setting of polyhead or Ray, and with Ray's own ports where nobody else is."""
+def environment() -> dict[str, str]:
+    """Ours without any setting of polyhead or Ray."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("POLYHEAD_", "RAY_"))}
-    return ours | dict(zip(RAY_PORTS, map(str, ports), strict=True)) | {"POLYHEAD_DEVICE": "cpu", "COLUMNS": "200"}
+    return ours | {"POLYHEAD_DEVICE": "cpu", "COLUMNS": "200"}
 
 
 def wait_until_ready(server: Server) -> None:
@@ -128,14 +127,12 @@ def wait_until_ready(server: Server) -> None:
 def server(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of this module; it is interrupted at the end as Ctrl-C does it, and waited for."""
     log = tmp_path_factory.mktemp("server") / "output.txt"
-    http_port, grpc_port, *ray_ports = free_ports(2 + len(RAY_PORTS))
-    command = [
-        str(Path(sys.executable).parent / "polyhead"), "serve", "--bundle", str(bundle_file), "--device", "cpu",
-        "--http-port", str(http_port), "--grpc-port", str(grpc_port),
-    ]  # fmt: skip
+    http_port, grpc_port = free_ports(2)
+    ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+    command = [POLYHEAD, "serve", "--bundle", str(bundle_file), *ports]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment(ray_ports), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     running = Server(process, http_port, grpc_port, log)
     try:
@@ -150,7 +147,10 @@ def server(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the session that we started it in
             process.wait()
-        shutil.rmtree(running.scratch, ignore_errors=True)
+        left_behind = running.scratch
+        for folder in left_behind:
+            shutil.rmtree(folder, ignore_errors=True)
+    assert left_behind == []
     assert process.returncode == 0, f"Ctrl-C did not end the server well:\n{log.read_text()}"
     assert "Traceback" not in log.read_text()
     with pytest.raises(httpx.TransportError):
@@ -248,6 +248,7 @@ def test_a_row_of_bad_requests_is_refused_and_the_server_lives_on(server: Server
         (photo, 404, {"params": {"tasks": "panoptc"}}),
         (photo, 400, {"params": {"format": "gif"}}),
         (photo, 400, {"params": TASKS | {"format": "png"}}),
+        (photo, 400, {"params": [("tasks", "panoptic"), ("tasks", "depth")]}),
         (photo, 415, {"headers": {"Content-Type": "application/x-www-form-urlencoded"}}),
         (photo, 400, {"headers": {"X-Request-Timeout-S": "-1"}}),
     ]
@@ -275,6 +276,7 @@ def test_a_streamed_body_of_100_mb_is_refused(server: Server, photo: bytes) -> N
 def test_health_is_told_over_http_and_grpc(server: Server) -> None:
     assert server.client.get("/healthz").json() == {"status": "ok"}
     assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.client.head("/healthz").status_code == server.client.head("/readyz").status_code == 200
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         response = check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
@@ -289,10 +291,8 @@ def test_the_pages_are_served(server: Server) -> None:
 
 def test_the_command_line_writes_what_the_server_answers(server: Server, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
-    command = [
-        str(Path(sys.executable).parent / "polyhead"), "segment", str(tmp_path / "photo.png"),
-        "--tasks", "panoptic,depth", "--url", server.url, "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
+    where = ["--url", server.url, "--out", str(tmp_path / "out")]
+    command = [POLYHEAD, "segment", str(tmp_path / "photo.png"), "--tasks", "panoptic,depth", *where]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -300,14 +300,39 @@ def test_the_command_line_writes_what_the_server_answers(server: Server, photo: 
     }  # fmt: skip
     assert Image.open(tmp_path / "out" / "depth.png").size == (90, 60)
     assert "1 encoder pass" in done.stdout
-    server.passes += 5  # the answer, and two pictures of each task
+    server.passes += 1
     server.saved += 1
+
+
+def test_a_second_server_on_the_same_port_is_refused_in_one_line(server: Server, bundle_file: Path) -> None:
+    (free,) = free_ports(1)
+    command = [
+        POLYHEAD,
+        "serve",
+        "--bundle",
+        str(bundle_file),
+        "--http-port",
+        str(server.http_port),
+        "--grpc-port",
+        str(free),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=START_S)
+    assert done.returncode == 1
+    starting, *said = done.stderr.splitlines()
+    assert starting.startswith("starting 1 replica(s) of bundle ")
+    assert len(said) == 1
+    assert said[0].startswith(f"error can't listen on 127.0.0.1:{server.http_port}: ")
+    assert said[0].endswith("choose another with --http-port")
+    assert server.client.get("/readyz").status_code == 200
 
 
 def test_metrics_tell_exactly_what_was_sent(server: Server, photo: bytes) -> None:
     before = (server.passes, server.saved)
     server.segment(photo, status=200)
     assert (server.passes, server.saved) == (before[0] + 1, before[1] + 1)
+    give_up_at_s = time.monotonic() + 10  # a batch is counted after it was answered
+    while server.metric("polyhead_encoder_passes_total") < server.passes and time.monotonic() < give_up_at_s:
+        time.sleep(0.05)
     assert server.metric("polyhead_encoder_passes_total") == server.passes
     assert server.metric("polyhead_encoder_passes_saved_total") == server.saved
     assert server.metric("polyhead_pictures_inside") == 0
@@ -315,4 +340,6 @@ def test_metrics_tell_exactly_what_was_sent(server: Server, photo: bytes) -> Non
 
 
 def test_the_server_s_scratch_folder_is_closed_to_others(server: Server) -> None:
-    assert server.scratch.stat().st_mode & 0o077 == 0
+    (scratch,) = server.scratch
+    assert scratch.stat().st_mode & 0o077 == 0
+    assert any(path.is_socket() for path in scratch.rglob("*"))
