@@ -85,6 +85,7 @@ def main(
         "when": now.isoformat(timespec="seconds"),
         "machine": _machine(),
         "commit": _commit(),
+        "photo": "drawn" if photo is None else photo.name,
         "rounds": rounds,
         "pictures_per_arm": pictures,
         "summary": summary,
