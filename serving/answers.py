@@ -21,7 +21,7 @@ def parse_results(answer: Mapping[str, Any]) -> dict[str, Result]:
     Raises:
         ValueError: a result is of a kind that this version does not know.
     """
-    return {task: _parse_result(task, result, answer["output"]) for task, result in answer["results"].items()}
+    return {task: _parse_result(task, result, answer["image"]) for task, result in answer["results"].items()}
 
 
 def parse_label_sets(tasks: Mapping[str, Any]) -> dict[str, LabelSet]:
@@ -36,10 +36,11 @@ def parse_label_sets(tasks: Mapping[str, Any]) -> dict[str, LabelSet]:
     }
 
 
-def _parse_result(task: str, result: Mapping[str, Any], output: Mapping[str, int]) -> Result:
+def _parse_result(task: str, result: Mapping[str, Any], image: Mapping[str, int]) -> Result:
     if "segments" in result:
         items = result["segments"]
-        segment_map = np.zeros((output["height"], output["width"]), dtype=np.int32)
+        size = items[0]["rle"]["size"] if items else (image["height"], image["width"])
+        segment_map = np.zeros(size, dtype=np.int32)
         for item in items:
             segment_map[coco_mask.decode(item["rle"]).astype(bool)] = item["segment_id"]
         fields = ("segment_id", "label_id", "label", "is_thing", "score", "area")

@@ -26,14 +26,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from decoders.base import PostprocessOptions
 from serving import metrics
 from serving.errors import (
+    DeadlineExceededError,
     InternalError,
+    InvalidImageError,
     InvalidOptionError,
+    OverloadedError,
     PolyheadError,
     TooLargeError,
+    UnavailableError,
     UnsupportedMediaTypeError,
+    UnsupportedTaskError,
+    UnusableImageError,
 )
 from serving.pictures import decode_picture
 from serving.render import overlay_png, prediction_json, prediction_npz, result_png
+from serving.schemas import Problem, SegmentAnswer
 from serving.service import SegmentationService
 from serving.types import Prediction, PredictOptions, Timing, parse_tasks
 
@@ -105,6 +112,7 @@ def create_app(service: SegmentationService, *, host_gives_request_id: bool = Fa
 
 
 def _add_segment(app: FastAPI, service: SegmentationService) -> None:
+    problem_schema = Problem.model_json_schema()
     picture_body = {
         "requestBody": {
             "required": True,
@@ -122,7 +130,30 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
         }
     }
 
-    @app.post("/segment", openapi_extra=picture_body, summary="Run tasks on one picture", response_model=None)
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"model": SegmentAnswer, "description": "Every asked task is in `results` or in `errors`."}
+    }
+    answers |= {
+        error.status: {"description": error.title, "content": {"application/problem+json": {"schema": problem_schema}}}
+        for error in (
+            InvalidImageError,
+            UnsupportedTaskError,
+            TooLargeError,
+            UnsupportedMediaTypeError,
+            UnusableImageError,
+            OverloadedError,
+            UnavailableError,
+            DeadlineExceededError,
+        )
+    }
+
+    @app.post(
+        "/segment",
+        openapi_extra=picture_body,
+        summary="Run tasks on one picture",
+        response_model=None,
+        responses=answers,
+    )
     async def segment(
         request: Request,
         query: Annotated[SegmentQuery, Query()],

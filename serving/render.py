@@ -32,7 +32,6 @@ def prediction_json(prediction: Prediction, *, request_id: str, bundle: str, mas
         "request_id": request_id,
         "bundle": bundle,
         "image": {"height": height, "width": width},
-        "output": {"height": prediction.output_size[0], "width": prediction.output_size[1]},
         "results": {task: result_json(result, masks) for task, result in prediction.results.items()},
         "errors": {task: error.problem() for task, error in prediction.errors.items()},
         "timing": _rounded(asdict(prediction.timing)),
