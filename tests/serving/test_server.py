@@ -70,7 +70,7 @@ class Server:
         """Where the proxy's sockets and state lie; one folder while the server runs."""
         return [
             folder
-            for folder in Path(tempfile.gettempdir()).glob("polyhead-*")
+            for folder in Path(tempfile.gettempdir()).glob("ph-*")
             if any(f":{self.http_port}" in config.read_text() for config in folder.rglob("haproxy.cfg"))
         ]
 
