@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from decoders.base import Decoder
@@ -23,7 +24,7 @@ def available() -> dict[str, EntryPoint]:
     return found
 
 
-def decoder_class(name: str) -> type[Decoder]:
+def decoder_class(name: str) -> Callable[..., Decoder]:
     """Import the class of a head.
 
     Raises:
@@ -32,5 +33,5 @@ def decoder_class(name: str) -> type[Decoder]:
     points = available()
     if name not in points:
         raise ValueError(f"no decoder '{name}'; installed: {', '.join(sorted(points))}")
-    loaded: type[Decoder] = points[name].load()
+    loaded: Callable[..., Decoder] = points[name].load()
     return loaded

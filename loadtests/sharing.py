@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import numpy as np
@@ -38,6 +39,7 @@ from serving.engine import Engine
 from serving.pictures import decode_picture
 from serving.planner import taps
 
+Result = TypeVar("Result")
 TASKS = ("panoptic", "depth")
 RESULTS = Path(__file__).parent / "results"
 
@@ -52,28 +54,28 @@ def main(
     engine = Engine.from_bundle("demo", cache_dir=Settings().cache_dir)
     figures: dict[str, list[float]] = {}
 
-    def measure(name: str, run: Callable[[], Any]) -> None:
+    def measure(name: str, run: Callable[[], Result]) -> Result:
         begun = time.perf_counter()
-        run()
+        result = run()
         seconds = (time.perf_counter() - begun) / pictures
         figures.setdefault(name, []).append(seconds)
         print(f"  {name:24s} {1e3 * seconds:8.1f} ms a picture", flush=True)
+        return result
 
     with _server() as url:
         clients: dict[str, list[dict[str, float]]] = {}
         bare_loop(engine, data, TASKS, 2, 1)
-        asyncio.run(post_all(url, data, 2, 1))
+        run_clients(url, data, 2, 1)
         for number in range(1, rounds + 1):
             print(f"round {number} of {rounds}", flush=True)
             for task in TASKS:
-                measure(f"bare {task}", lambda task=task: bare_loop(engine, data, (task,), pictures, 1))  # type: ignore[misc]
-            measure("bare both", lambda: bare_loop(engine, data, TASKS, pictures, 1))
-            measure("bare both, batch 4", lambda: bare_loop(engine, data, TASKS, pictures, 4))
+                measure(f"bare {task}", partial(bare_loop, engine, data, (task,), pictures, 1))
+            measure("bare both", partial(bare_loop, engine, data, TASKS, pictures, 1))
+            measure("bare both, batch 4", partial(bare_loop, engine, data, TASKS, pictures, 4))
             measure("engine both", lambda: [engine.predict(data, TASKS) for _ in range(pictures)])
             for concurrency in (1, 8):
                 name = f"HTTP both, {concurrency} client" + ("s" if concurrency > 1 else "")
-                answers: list[dict[str, float]] = []
-                measure(name, lambda c=concurrency, a=answers: a.extend(asyncio.run(post_all(url, data, pictures, c))))  # type: ignore[misc]
+                answers = measure(name, partial(run_clients, url, data, pictures, concurrency))
                 clients.setdefault(name, []).extend(answers)
     summary = summarise(figures, clients)
     print(json.dumps(summary, indent=1))
@@ -111,6 +113,11 @@ def bare_loop(engine: Engine, data: bytes, tasks: tuple[str, ...], pictures: int
             raw = head.decoder(features)
             for row, place in enumerate(places):
                 head.decoder.postprocess({name: t[row] for name, t in raw.items()}, place, PostprocessOptions())
+
+
+def run_clients(url: str, data: bytes, pictures: int, concurrency: int) -> list[dict[str, float]]:
+    """`post_all` from code that is not asynchronous."""
+    return asyncio.run(post_all(url, data, pictures, concurrency))
 
 
 async def post_all(url: str, data: bytes, pictures: int, concurrency: int) -> list[dict[str, float]]:

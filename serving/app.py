@@ -170,7 +170,7 @@ def _set_environment(settings: Settings) -> None:
     """Ray reads these when it is imported; what the operator has set stays."""
     # Ours alone, since HAProxy's default folder is open to everybody; and short, since socket paths end at 97 bytes.
     base = tempfile.gettempdir()
-    scratch = Path(tempfile.mkdtemp(prefix="ph-", dir=base if len(base) < 16 else "/tmp"))  # noqa: S108
+    scratch = Path(tempfile.mkdtemp(prefix="ph-", dir=base if len(base) < 16 else "/tmp"))  # noqa: S108  # mkdtemp
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

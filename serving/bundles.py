@@ -213,11 +213,11 @@ def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
         if entry.labels is not None:
             arguments["label_set"] = load_label_set(entry.labels)
         inspect.signature(decoder_type).bind(spec, **arguments)
-        decoder = decoder_type(spec, **arguments)  # type: ignore[call-arg]  # a Protocol says nothing of constructors
+        decoder = decoder_type(spec, **arguments)
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise BundleError(f"decoder '{entry.decoder}': {error}") from None
     if not isinstance(decoder, Decoder):
-        raise BundleError(f"decoder '{entry.decoder}': {decoder_type.__name__} is no decoders.base.Decoder")
+        raise BundleError(f"decoder '{entry.decoder}': {type(decoder).__name__} is no decoders.base.Decoder")
     return decoder
 
 

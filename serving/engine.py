@@ -142,8 +142,7 @@ class Engine:
         """
         options = options or PredictOptions()
         asked = self.check_tasks(tasks)
-        single = isinstance(images, (Image.Image, np.ndarray, bytes, str, Path))
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item,assignment]
+        pictures = [images] if isinstance(images, (Image.Image, np.ndarray, bytes, str, Path)) else images
         started = time.perf_counter()
         timings = [Timing() for _ in pictures]
         prepared = []

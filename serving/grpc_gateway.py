@@ -20,7 +20,7 @@ class GrpcGateway:
 
     service: SegmentationService
 
-    async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:  # noqa: N802
+    async def Check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:  # noqa: N802  # the proto names it
         """SERVING if pictures can be answered now."""
         try:
             self.service.check_ready()

@@ -98,7 +98,7 @@ def prediction_npz(prediction: Prediction) -> bytes:
             case DepthResult():
                 arrays[f"{task}/depth_m"] = result.depth_m
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes the keywords for its own option
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -50,7 +50,7 @@ def fit_panoptic(
         features,
         targets,
         schedule,
-        report=lambda step, loss: progress("training", step, schedule.steps, loss),
+        report=_steps(progress, schedule),
     )
 
 
@@ -72,7 +72,7 @@ def fit_depth(
         features,
         targets,
         schedule,
-        report=lambda step, loss: progress("training", step, schedule.steps, loss),
+        report=_steps(progress, schedule),
     )
 
 
@@ -84,6 +84,10 @@ def save_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, path, metadata=metadata)
+
+
+def _steps(progress: Progress, schedule: Schedule) -> Callable[[int, float], None]:
+    return lambda step, loss: progress("training", step, schedule.steps, loss)
 
 
 def _views(samples: Sequence[Sample], schedule: Schedule) -> list[tuple[Sample, View]]:

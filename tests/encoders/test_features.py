@@ -41,7 +41,7 @@ def test_lateral_features_can_not_be_replaced(features: EncoderFeatures) -> None
     with pytest.raises(TypeError):
         mapping[1] = torch.zeros(1)
     with pytest.raises(AttributeError):
-        features.lateral_features = {}  # type: ignore[misc]
+        features.lateral_features = {}
 
 
 def test_features_do_not_follow_the_dictionary_they_were_made_from() -> None:

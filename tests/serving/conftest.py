@@ -169,7 +169,7 @@ def make_service(
         engine = Engine(bundle or make_bundle())
         gate = make_gate(engine.run_pass) if gated else None
         if gate is not None:
-            engine.run_pass = gate  # type: ignore[method-assign]
+            engine.run_pass = gate
         service = SegmentationService(engine, Settings(**(settings.model_dump() | overrides)))
         services.append((service, gate))
         return service

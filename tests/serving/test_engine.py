@@ -349,7 +349,7 @@ def test_a_head_cannot_swap_the_features_of_another(
     make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
 ) -> None:
     def swap(features: EncoderFeatures, raw: dict[str, Tensor]) -> None:
-        features.lateral_features[1] = torch.zeros(1)  # type: ignore[index]
+        features.lateral_features[1] = torch.zeros(1)
 
     engine = Engine(make_bundle(culprit=probe_head((1,), swap)))
     prediction = engine.predict(picture, ["culprit", "depth"])[0]

@@ -106,12 +106,12 @@ def test_results_are_those_of_the_engine(client: TestClient, service: Segmentati
     results = client.post("/segment", content=photo, headers=PNG).json()["results"]
     expected = service.engine.predict(photo)[0].results
     segments = results["panoptic"]["segments"]
-    assert [segment["label"] for segment in segments] == [s.label for s in expected["panoptic"].segments]  # type: ignore[union-attr]
+    assert [segment["label"] for segment in segments] == [s.label for s in expected["panoptic"].segments]
     for segment in segments:
-        expected_mask = expected["panoptic"].segment_map == segment["segment_id"]  # type: ignore[union-attr]
+        expected_mask = expected["panoptic"].segment_map == segment["segment_id"]
         np.testing.assert_array_equal(coco_mask.decode(segment["rle"]).astype(bool), expected_mask)
     depth = np.asarray(Image.open(io.BytesIO(base64.b64decode(results["depth"]["png16"]))))
-    np.testing.assert_allclose(depth * results["depth"]["scale"], expected["depth"].depth_m, atol=0.002)  # type: ignore[union-attr]
+    np.testing.assert_allclose(depth * results["depth"]["scale"], expected["depth"].depth_m, atol=0.002)
 
 
 @pytest.mark.parametrize("task", ["panoptic", "depth"])
@@ -317,7 +317,7 @@ async def call(
         "path": "/segment", "raw_path": b"/segment", "root_path": "", "query_string": b"tasks=depth",
         "headers": list(headers), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
-    await create_app(service)(scope, receive, send)  # type: ignore[arg-type]
+    await create_app(service)(scope, receive, send)
     return sent
 
 
@@ -654,7 +654,7 @@ def test_every_metric_of_a_request_is_in_seconds_by_stage(
 
 def addresses(html: str) -> list[str]:
     """Everything that a page loads."""
-    return re.findall(r"""(?:src|href)=["']([^"']+)["']|(?:url|Url): ?["']([^"']+)["']""", html)  # type: ignore[return-value]
+    return re.findall(r"""(?:src|href)=["']([^"']+)["']|(?:url|Url): ?["']([^"']+)["']""", html)
 
 
 def test_the_api_docs_load_nothing_from_outside(client: TestClient) -> None:

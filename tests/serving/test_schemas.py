@@ -21,7 +21,7 @@ def test_every_answer_is_as_documented(
         "/segment", params={"masks": masks}, content=encode_picture(), headers={"Content-Type": "image/png"}
     )
     answer = SegmentAnswer.model_validate(response.json())
-    segments = answer.results["panoptic"].segments  # type: ignore[union-attr]
+    segments = answer.results["panoptic"].segments
     assert segments
     assert all((segment.rle is not None) == (masks == "rle") for segment in segments)
     assert all((segment.polygons is not None) == (masks == "polygon") for segment in segments)

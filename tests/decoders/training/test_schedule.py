@@ -31,7 +31,7 @@ def train(head: nn.Module, loss_of: object = None, **overrides: Any) -> tuple[li
 
 def test_a_schedule_can_not_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        SCHEDULE.steps = 1  # type: ignore[misc]
+        SCHEDULE.steps = 1
     assert SCHEDULE.seed == 0
 
 
