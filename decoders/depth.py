@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decoders.base import PostprocessOptions, RawOutput
+from decoders.base import DecoderModule, PostprocessOptions, RawOutput
 from decoders.results import DepthResult
 from encoders.features import EncoderFeatures, EncoderSpec
-from encoders.preprocess import ImageGeometry
+from encoders.geometry import ImageGeometry
 
 
 class DepthLateral(nn.Module):
@@ -42,7 +42,7 @@ class ResidualConv(nn.Module):
         return maps + self.conv2(F.gelu(self.conv1(F.gelu(maps))))
 
 
-class DepthDecoder(nn.Module):
+class DepthDecoder(DecoderModule):
     """Depth as the expectation over fixed bins, spaced evenly in the logarithm (after AdaBins, arXiv 2011.14141).
 
     Args:

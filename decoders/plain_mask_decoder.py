@@ -29,6 +29,29 @@ class LateralProjection(nn.Module):
         return self.scale * (normed + self.mlp(normed))
 
 
+class FoldedLateralProjection(nn.Module):
+    """`LateralProjection` at inference: the norm and the scale have gone into the MLP and into one affine residual."""
+
+    def __init__(self, lateral: LateralProjection) -> None:
+        super().__init__()
+        norm, mlp, scale = lateral.norm, lateral.mlp, lateral.scale.double()
+        assert norm.running_mean is not None and norm.running_var is not None
+        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - gain * norm.running_mean.double()
+        fc1, fc2 = mlp.fc1.weight.double(), mlp.fc2.weight.double()
+        self.mlp = Mlp(fc1.shape[1], fc1.shape[0]).to(scale.device)
+        with torch.no_grad():
+            self.mlp.fc1.weight.copy_(fc1 * gain)
+            self.mlp.fc1.bias.copy_(mlp.fc1.bias.double() + fc1 @ shift)
+            self.mlp.fc2.weight.copy_(scale[:, None] * fc2)
+            self.mlp.fc2.bias.copy_(scale * (mlp.fc2.bias.double() + shift))
+        self.scale = nn.Parameter((scale * gain).to(lateral.scale.dtype))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """As `LateralProjection.forward`."""
+        return torch.addcmul(self.mlp(tokens), self.scale, tokens)
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a [B, C, H, W] map."""
 
@@ -100,10 +123,19 @@ class PlainMaskDecoder(nn.Module):
             (mask_logits [B, Q, s*h, s*w] with s = 4 for patch 16 and 2 for patch 14; class_logits [B, Q, K + 1], the
             last being "no object").
         """
-        tokens, rope = self.embed(features)
+        return self.predict(self.decode(features), features.grid_size)
+
+    def decode(self, features: EncoderFeatures, queries: Tensor | None = None) -> Tensor:
+        """What leaves the last block: [B, Q + P + N, C].
+
+        Args:
+            features: of the encoder.
+            queries: [B, Q, C], instead of the learned ones.
+        """
+        tokens, rope = self.embed(features, queries)
         for block in self.blocks:
             tokens = block(tokens, rope)
-        return self.predict(tokens, features.grid_size)
+        return tokens
 
     def forward_masked(
         self, features: EncoderFeatures, attn_mask_probs: Sequence[float]
@@ -124,14 +156,25 @@ class PlainMaskDecoder(nn.Module):
             tokens = block(tokens, rope, mask)
         return [*predictions, self.predict(tokens, features.grid_size)]
 
-    def embed(self, features: EncoderFeatures) -> tuple[Tensor, Rope]:
-        """What enters the first block: ([B, Q + P + N, C], the patches' rotation)."""
+    def embed(self, features: EncoderFeatures, queries: Tensor | None = None) -> tuple[Tensor, Rope]:
+        """What enters the first block: ([B, Q + P + N, C], the patches' rotation); `queries` as in `decode`."""
         levels = (
             lateral(features.tokens(index)) for lateral, index in zip(self.laterals, self.out_indices, strict=True)
         )
         summed = sum(levels, start=torch.zeros((), device=self.queries.device, dtype=self.queries.dtype))
-        queries = self.queries.expand(len(summed), -1, -1)
+        if queries is None:
+            queries = self.queries.expand(len(summed), -1, -1)
         return torch.cat((queries, summed), dim=1), self._rope(features.grid_size, summed.device)
+
+    def fold_laterals(self) -> None:
+        """Fold each level's batch norm and scale into its projection, for inference; computed in float64.
+
+        The answers stay the same within rounding, and training is over: the statistics are gone.
+        """
+        self.laterals = nn.ModuleList(
+            FoldedLateralProjection(lateral) if isinstance(lateral, LateralProjection) else lateral
+            for lateral in self.laterals
+        )
 
     def predict(self, tokens: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(mask_logits, class_logits) from a token sequence [B, Q + P + N, C]; prefix tokens are dropped here."""

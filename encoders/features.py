@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -55,24 +55,31 @@ class EncoderFeatures:
         grid_size: (grid_h, grid_w), patches along height and width; N = grid_h * grid_w.
         lateral_features: ``{block index: [B, P + N, C]}``, the token sequence *after* that block, passed through the
             encoder's final LayerNorm; P prefix tokens first, then the patches in row-major order.
+        hidden_states: the same without the LayerNorm, for heads that were trained on the bare residual stream.
     """
 
     spec: EncoderSpec
     grid_size: tuple[int, int]
     lateral_features: Mapping[int, Tensor]
+    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lateral_features", MappingProxyType(dict(self.lateral_features)))
+        object.__setattr__(self, "hidden_states", MappingProxyType(dict(self.hidden_states)))
 
     @property
     def batch_size(self) -> int:
         """B, the number of pictures."""
-        return next(iter(self.lateral_features.values())).shape[0]
+        return self._any.shape[0]
 
     @property
     def device_type(self) -> str:
         """Where the features lie, e.g. ``"cuda"``."""
-        return next(iter(self.lateral_features.values())).device.type
+        return self._any.device.type
+
+    @property
+    def _any(self) -> Tensor:
+        return next(iter((*self.lateral_features.values(), *self.hidden_states.values())))
 
     def tokens(self, index: int) -> Tensor:
         """All tokens after block `index`: [B, P + N, C].
@@ -86,6 +93,18 @@ class EncoderFeatures:
             tapped = sorted(self.lateral_features)
             raise KeyError(f"block {index} was not tapped in this pass; tapped: {tapped}") from None
 
+    def hidden_state(self, index: int) -> Tensor:
+        """All tokens after block `index` before the final LayerNorm: [B, P + N, C].
+
+        Raises:
+            KeyError: the pass did not keep that block's.
+        """
+        try:
+            return self.hidden_states[index]
+        except KeyError:
+            kept = sorted(self.hidden_states)
+            raise KeyError(f"the hidden state after block {index} was not kept in this pass; kept: {kept}") from None
+
     def prefix_tokens(self, index: int) -> Tensor:
         """CLS and register tokens after block `index`: [B, P, C]."""
         return self.tokens(index)[:, : self.spec.num_prefix_tokens]
@@ -98,12 +117,15 @@ class EncoderFeatures:
         """Patch tokens after block `index` as a map: [B, C, grid_h, grid_w] (a view, channels last in memory)."""
         return self.patch_tokens(index).transpose(1, 2).unflatten(2, self.grid_size)
 
-    def rows(self, rows: Sequence[int], out_indices: Iterable[int], *, copy: bool) -> EncoderFeatures:
+    def rows(
+        self, rows: Sequence[int], out_indices: Iterable[int], hidden_indices: Iterable[int] = (), *, copy: bool
+    ) -> EncoderFeatures:
         """Some pictures' features after some blocks, as one head reads them.
 
         Args:
             rows: of the batch, in the order wanted.
             out_indices: blocks wanted.
+            hidden_indices: blocks wanted without the LayerNorm.
             copy: whether the tensors must be the reader's own; otherwise they may share memory with these.
 
         Raises:
@@ -113,12 +135,15 @@ class EncoderFeatures:
         if not rows or min(rows) < 0 or max(rows) >= self.batch_size:
             raise IndexError(f"rows {list(rows)} are not among the {self.batch_size} pictures of this pass")
         everything = list(rows) == list(range(self.batch_size))
-        picked = {}
-        for index in out_indices:
-            tokens = self.tokens(index)
+
+        def pick(tokens: Tensor) -> Tensor:
             if not everything:
-                tokens = tokens.index_select(0, torch.tensor(rows, device=tokens.device))
-            elif copy:
-                tokens = tokens.clone()
-            picked[index] = tokens
-        return EncoderFeatures(self.spec, self.grid_size, picked)
+                return tokens.index_select(0, torch.tensor(rows, device=tokens.device))
+            return tokens.clone() if copy else tokens
+
+        return EncoderFeatures(
+            self.spec,
+            self.grid_size,
+            {index: pick(self.tokens(index)) for index in out_indices},
+            {index: pick(self.hidden_state(index)) for index in hidden_indices},
+        )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders.key_map import CheckpointError
+
 
 def resample_positions(
     positions: Tensor, source: tuple[int, int], grid_size: tuple[int, int], *, antialias: bool
@@ -28,20 +30,28 @@ def resample_positions(
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
-def resample_patch_kernel(kernel: Tensor, patch_size: int) -> Tensor:
+def resample_patch_kernel(kernel: Tensor, patch_size: int | None) -> Tensor:
     """Resize a patch projection so that a patch resized alike gives (in least squares) the same token.
 
     The pseudo-inverse rule of FlexiViT (arXiv 2212.08013, section 3.4), which the PMT code applies through timm.
 
     Args:
         kernel: [C, 3, p, p].
-        patch_size: the new side.
+        patch_size: the new side; None: as it is.
+
+    Returns:
+        [C, 3, patch_size, patch_size] in the dtype of `kernel`; computed in float32.
+
+    Raises:
+        CheckpointError: it is no kernel of square patches.
     """
+    if kernel.ndim != 4 or kernel.shape[-1] != kernel.shape[-2] or not kernel.numel():
+        raise CheckpointError(f"a patch projection must be [C, 3, p, p], not {list(kernel.shape)}")
     old = kernel.shape[-1]
-    if old == patch_size:
+    if patch_size is None or old == patch_size:
         return kernel
     size = (patch_size, patch_size)
-    basis = torch.eye(old * old).view(old * old, 1, old, old)
+    basis = torch.eye(old * old, device=kernel.device).view(old * old, 1, old, old)
     resize = F.interpolate(basis, size=size, mode="bicubic", align_corners=False, antialias=True).flatten(1)
     # resize: [old², new²], one row per basis picture; a resized picture is `resize.T @ picture`.
     weights = torch.linalg.pinv(resize.double()).to(torch.float32)  # [new², old²]

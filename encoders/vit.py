@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.features import EncoderFeatures, EncoderSpec
+from encoders.pixels import standardise
 from encoders.resample import resample_positions
 from encoders.rope import Rope, patch_rope
 from encoders.transformer import Block
@@ -81,39 +82,49 @@ class VisionTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
-        # No buffers: these stay float32 when the weights are cast to half precision.
-        self._pixel_mean = torch.tensor(config.pixel_mean).view(1, 3, 1, 1)
-        self._pixel_std = torch.tensor(config.pixel_std).view(1, 3, 1, 1)
         self._rope_cache: dict[tuple[int, int], Rope] = {}
         self._position_cache: dict[tuple[int, int], Tensor] = {}
 
-    def forward(self, images: Tensor, out_indices: Iterable[int]) -> EncoderFeatures:
+    @property
+    def pixel_mean(self) -> tuple[float, float, float]:
+        """Subtracted from RGB in [0, 1]."""
+        return self.config.pixel_mean
+
+    @property
+    def pixel_std(self) -> tuple[float, float, float]:
+        """What RGB in [0, 1] is divided by after that."""
+        return self.config.pixel_std
+
+    def forward(
+        self, images: Tensor, out_indices: Iterable[int], hidden_indices: Iterable[int] = ()
+    ) -> EncoderFeatures:
         """Encode pictures once, keeping the tokens after each asked block; blocks past the last one asked don't run.
 
         Args:
             images: [B, 3, H, W] RGB, uint8 in [0, 255] or float in [0, 1], not standardised; H and W are multiples
                 of `patch_size`.
-            out_indices: 0-based blocks to tap.
+            out_indices: 0-based blocks whose tokens are kept, after the final LayerNorm.
+            hidden_indices: blocks whose tokens are kept without it.
 
         Raises:
-            ValueError: wrong shape, or an index outside the encoder.
+            ValueError: wrong shape, an index outside the encoder, or none at all.
         """
-        indices = self.spec.check_out_indices(out_indices)
+        normed, bare = frozenset(out_indices), frozenset(hidden_indices)
+        last = self.spec.check_out_indices(normed | bare)[-1]
         tokens, grid_size = self._embed(images)
         rope = self._rope(grid_size, tokens.device) if self.positions is None else None
         lateral_features: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: indices[-1] + 1]):
+        hidden_states: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: last + 1]):
             tokens = block(tokens, rope)
-            if index in indices:
+            if index in normed:
                 lateral_features[index] = self.norm(tokens)
-        return EncoderFeatures(self.spec, grid_size, lateral_features)
+            if index in bare:
+                hidden_states[index] = tokens
+        return EncoderFeatures(self.spec, grid_size, lateral_features, hidden_states)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        patch = self.config.patch_size
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch or images.shape[3] % patch:
-            raise ValueError(f"images must be [B, 3, H, W] with H and W multiples of {patch}, not {list(images.shape)}")
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        pixels = (pixels - self._pixel_mean.to(pixels.device)) / self._pixel_std.to(pixels.device)
+        pixels = standardise(images, self.config.patch_size, (self.pixel_mean, self.pixel_std))
         patches = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
         grid_size = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)

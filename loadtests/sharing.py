@@ -33,7 +33,7 @@ import typer
 from PIL import Image
 
 from decoders.base import PostprocessOptions
-from encoders.preprocess import resize_and_pad
+from encoders.preprocess import to_pixels
 from serving.config import Settings
 from serving.engine import Engine
 from serving.pictures import decode_picture
@@ -107,8 +107,8 @@ def bare_loop(engine: Engine, data: bytes, tasks: tuple[str, ...], pictures: int
     for _ in range(pictures // batch_size):
         images = [decode_picture(data) for _ in range(batch_size)]
         places = [geometry.place((image.height, image.width)) for image in images]
-        pixels = torch.stack([resize_and_pad(i, p) for i, p in zip(images, places, strict=True)]).to(engine.device)
-        features = bundle.encoder(pixels, taps(tasks, bundle.heads))
+        pixels = torch.cat([to_pixels(i, p) for i, p in zip(images, places, strict=True)]).to(engine.device)
+        features = bundle.encoder(pixels, taps(tasks, bundle.heads).out_indices)
         for head in heads:
             raw = head.decoder(features)
             for row, place in enumerate(places):

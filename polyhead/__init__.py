@@ -5,26 +5,46 @@
 >>> prediction.results["depth"].depth_m.shape
 """
 
-from decoders.base import Decoder, PostprocessOptions
-from decoders.results import DepthResult, PanopticResult, Result, Segment
+from decoders.base import Decoder, DecoderModule, PostprocessOptions
+from decoders.results import (
+    ClassificationResult,
+    ClassScore,
+    DenseEmbeddingResult,
+    DepthResult,
+    EmbeddingResult,
+    InstanceResult,
+    PanopticResult,
+    Result,
+    Segment,
+    SemanticResult,
+)
 from encoders.features import EncoderFeatures, EncoderSpec
-from encoders.preprocess import ImageGeometry, InputGeometry
+from encoders.geometry import FitGeometry, ImageGeometry, ShortestEdgeGeometry, WindowGeometry
 from serving.engine import Engine
 from serving.types import Prediction, PredictOptions, Timing
 
 __all__ = [
+    "ClassScore",
+    "ClassificationResult",
     "Decoder",
+    "DecoderModule",
+    "DenseEmbeddingResult",
     "DepthResult",
+    "EmbeddingResult",
     "EncoderFeatures",
     "EncoderSpec",
     "Engine",
+    "FitGeometry",
     "ImageGeometry",
-    "InputGeometry",
+    "InstanceResult",
     "PanopticResult",
     "PostprocessOptions",
     "PredictOptions",
     "Prediction",
     "Result",
     "Segment",
+    "SemanticResult",
+    "ShortestEdgeGeometry",
     "Timing",
+    "WindowGeometry",
 ]

@@ -19,7 +19,7 @@ class BatchPolicy:
     """Limits of a `BatchQueue`.
 
     Attributes:
-        max_batch_size: entries in one batch.
+        max_batch_size: of one batch, in the sizes of its entries; an entry that alone is larger runs alone.
         max_wait_s: how long the oldest entry waits for others, seconds.
     """
 
@@ -38,6 +38,7 @@ class Entry(Generic[Item]):
     Attributes:
         item: what to run.
         key: entries run together only if their keys are equal.
+        size: what it counts in a batch: the network inputs that the picture makes.
         enqueued_at_s, deadline_s: on the caller's clock; no deadline = None.
         cancelled: set by whoever no longer wants the answer.
     """
@@ -46,6 +47,7 @@ class Entry(Generic[Item]):
     key: Hashable
     enqueued_at_s: float
     deadline_s: float | None = None
+    size: int = 1
     cancelled: bool = False
 
     def expired(self, now_s: float) -> bool:
@@ -93,7 +95,10 @@ class BatchQueue(Generic[Item]):
         due = [queue for queue in self._queues.values() if self._due_at_s(queue) <= now_s]
         if due:
             queue = min(due, key=lambda q: q[0].enqueued_at_s)
-            batch.entries = [queue.popleft() for _ in range(min(len(queue), self.policy.max_batch_size))]
+            room = self.policy.max_batch_size
+            while queue and (not batch.entries or queue[0].size <= room):
+                room -= queue[0].size
+                batch.entries.append(queue.popleft())
             if not queue:
                 del self._queues[batch.entries[0].key]
         return batch
@@ -107,6 +112,6 @@ class BatchQueue(Generic[Item]):
         return min(times, default=None)
 
     def _due_at_s(self, queue: deque[Entry[Item]]) -> float:
-        if len(queue) >= self.policy.max_batch_size:
+        if sum(entry.size for entry in queue) >= self.policy.max_batch_size:
             return float("-inf")
         return queue[0].enqueued_at_s + self.policy.max_wait_s

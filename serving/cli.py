@@ -19,12 +19,14 @@ from decoders.labels import LabelSet
 from encoders.key_map import CheckpointError
 from serving.answers import parse_label_sets, parse_results
 from serving.bundles import fetch_weights
+from serving.cli_bundles import bundles, pull
+from serving.cli_parity import parity
 from serving.cli_training import evaluate, train
 from serving.config import Settings, read_settings
 from serving.engine import Engine
 from serving.errors import BundleError, PolyheadError, StartError
 from serving.pictures import decode_picture
-from serving.render import overlay_png, prediction_json, result_png
+from serving.render import PICTURE_KINDS, kind_of, overlay_png, prediction_json, result_png
 from serving.types import PredictOptions, parse_tasks
 
 app = typer.Typer(
@@ -92,7 +94,7 @@ def segment(
     bundle: BundleName = None,
     max_side: Annotated[int | None, typer.Option(help="Results' longer side, pixels.")] = None,
 ) -> None:
-    """Run tasks on a picture; writes result.json and, for each task, an overlay and a PNG of the raw result."""
+    """Run tasks on a picture; writes result.json and, for each task with a map, an overlay and a PNG of the result."""
     data = photo.read_bytes()
     picture = decode_picture(data)
     if local:
@@ -102,20 +104,18 @@ def segment(
     out.mkdir(parents=True, exist_ok=True)
     files = {"result.json": json.dumps(answer, indent=1).encode()}
     for task, result in parse_results(answer).items():
-        files[f"{task}.png"] = result_png(result)
-        files[f"{task}_overlay.png"] = overlay_png(result, picture, label_sets.get(task))
+        if kind_of(result) in PICTURE_KINDS:
+            files[f"{task}.png"] = result_png(result, label_sets.get(task))
+            files[f"{task}_overlay.png"] = overlay_png(result, picture, label_sets.get(task))
     for name, content in files.items():
         (out / name).write_bytes(content)
     _print_answer(answer)
     print(f"wrote {', '.join(str(out / name) for name in files)}")
 
 
-@app.command()
-def pull(bundle: Annotated[str, typer.Argument(help="A bundle's name or YAML file.")] = "demo") -> None:
-    """Fetch the weights that a bundle needs, so that serving it starts at once."""
-    print(f"encoder of '{bundle}': {fetch_weights(bundle, read_settings().cache_dir)}")
-
-
+app.add_typer(bundles, name="bundles")
+app.command()(pull)
+app.command()(parity)
 app.command("train")(train)
 app.command("eval")(evaluate)
 
@@ -169,17 +169,27 @@ def _ask_server(data: bytes, tasks: str | None, max_side: int | None, url: str) 
 def _print_answer(answer: dict[str, Any]) -> None:
     timing = answer["timing"]
     for task, result in answer["results"].items():
-        if "segments" in result:
-            table = Table(title=task, title_justify="left")
-            for column in ("id", "label", "score", "area %"):
-                table.add_column(column)
-            pixels = sum(item["area"] for item in result["segments"]) or 1
-            for item in result["segments"]:
-                share = f"{100 * item['area'] / pixels:.1f}"
-                table.add_row(str(item["segment_id"]), item["label"], f"{item['score']:.2f}", share)
-            Console().print(table)
-        else:
-            print(f"{task}: {result['min']:.2f} to {result['max']:.2f} {result['unit']}")
+        match result["kind"]:
+            case "panoptic" | "semantic" | "instance":
+                items = result.get("segments") or result.get("instances") or []
+                table = Table("id", "label", "score", "area %", title=task, title_justify="left")
+                for item in items:
+                    height, width = item["rle"]["size"]
+                    share = f"{100 * item['area'] / (height * width):.1f}"
+                    table.add_row(str(item["segment_id"]), item["label"], f"{item['score']:.2f}", share)
+                Console().print(table)
+            case "classification":
+                table = Table("id", "label", "score", title=task, title_justify="left")
+                for item in result["classes"]:
+                    table.add_row(str(item["label_id"]), item["label"], f"{item['score']:.3f}")
+                Console().print(table)
+            case "depth":
+                print(f"{task}: {result['min']:.2f} to {result['max']:.2f} {result['unit']}")
+            case "embedding":
+                print(f"{task}: a vector of {result['dim']} numbers")
+            case "dense_embedding":
+                rows, columns = result["grid"]
+                print(f"{task}: {rows} x {columns} vectors of {result['dim']} numbers")
     for task, problem in answer["errors"].items():
         console.print(f"[bold red]{task}[/] {problem['detail']}")
     passes = "1 encoder pass" if timing["encoder_passes"] == 1 else f"{timing['encoder_passes']} encoder passes"

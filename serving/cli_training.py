@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from decoders.depth import DepthDecoder
-from decoders.labels import load_label_set
 from decoders.panoptic import PanopticDecoder
 from decoders.results import Result
 from decoders.training import recipes
@@ -21,12 +20,13 @@ from decoders.training.data import load_coco_panoptic, load_rgbd_frames
 from decoders.training.evaluate import score_depth, score_panoptic
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule
-from encoders.checkpoints import load_encoder
-from encoders.preprocess import InputGeometry
-from serving.bundles import fetch_weights, new_decoder, read_bundle
+from encoders.geometry import FitGeometry
+from serving.bundle_file import read_bundle
+from serving.bundles import new_decoder, open_encoder
 from serving.config import read_settings
 from serving.engine import Engine
 from serving.errors import BundleError
+from serving.weights import fetch, parse_reference
 
 console = Console(stderr=True)
 
@@ -48,20 +48,17 @@ def train(
 ) -> None:
     """Train a head of a bundle on frozen features; they are computed once and kept on disk."""
     settings = read_settings()
-    file, _ = read_bundle(bundle)
+    file, folder = read_bundle(bundle)
     if task not in file.tasks:
         raise BundleError(f"no task '{task}' in bundle {file.name}; there are: {', '.join(file.tasks)}")
     entry = file.tasks[task]
-    encoder = load_encoder(fetch_weights(bundle, settings.cache_dir))
+    geometry = file.geometry_of(task)
+    if not isinstance(geometry, FitGeometry):
+        raise BundleError(f"task '{task}': heads are trained at a fixed height and width, not at {geometry}")
+    encoder = open_encoder(file.encoder, fetch(parse_reference(file.encoder.weights, folder), settings.cache_dir))
     torch.manual_seed(seed)
-    decoder = new_decoder(entry, encoder.spec)
-    geometry = entry.geometry or file.geometry
-    cache = FeatureCache(
-        features or settings.cache_dir / "features",
-        encoder,
-        InputGeometry(geometry.height, geometry.width),
-        decoder.out_indices,
-    )
+    decoder = new_decoder(entry, encoder.spec, folder)
+    cache = FeatureCache(features or settings.cache_dir / "features", encoder, geometry, decoder.out_indices)
     with _progress() as bar:
         report = _reporter(bar)
         if isinstance(decoder, PanopticDecoder):
@@ -93,7 +90,6 @@ def evaluate(
     settings = read_settings()
     engine = Engine.from_bundle(bundle, device=settings.device, cache_dir=settings.cache_dir)
     engine.check_tasks([task])
-    entry = read_bundle(bundle)[0].tasks[task]
 
     def predict(image: Any) -> Result:
         prediction = engine.predict(image, [task])[0]
@@ -104,7 +100,7 @@ def evaluate(
     with _progress() as bar:
         report = _reporter(bar)
         if engine.bundle.heads[task].decoder.kind == "panoptic":
-            label_set = load_label_set(entry.labels or "")
+            label_set = engine.bundle.label_sets[task]
             panoptic_samples = load_coco_panoptic(data, split or "val2017", label_set)
             total = len(panoptic_samples)
             figures = score_panoptic(

@@ -21,15 +21,25 @@ from torch import Tensor
 from decoders.base import RawOutput
 from decoders.results import Result
 from encoders.features import EncoderFeatures
-from encoders.preprocess import ImageGeometry, resize_and_pad
+from encoders.geometry import ImageGeometry
+from encoders.preprocess import pad_with_mean, to_pixels
 from serving.bundles import Bundle, load_bundle
 from serving.config import CACHE_DIR
-from serving.errors import EncoderFailedError, HeadFailedError, PolyheadError, UnsupportedTaskError
+from serving.errors import (
+    EncoderFailedError,
+    HeadFailedError,
+    PolyheadError,
+    UnsupportedTaskError,
+    UnusableImageError,
+)
 from serving.pictures import decode_picture
-from serving.planner import plan, taps
+from serving.planner import Taps, plan, taps
 from serving.types import Prediction, PredictOptions, Timing
 
 logger = logging.getLogger("polyhead.engine")
+
+MAX_WINDOWS = 16
+"""Network inputs that one picture may make; only very long pictures make more."""
 
 Picture = Image.Image | NDArray[np.uint8] | bytes | str | Path
 """An RGB Pillow image, an [H, W, 3] uint8 array in RGB, a file's bytes, or its path."""
@@ -40,7 +50,7 @@ class PassInput:
     """One picture's part in one encoder pass.
 
     Attributes:
-        pixels: [3, H, W] uint8 RGB, resized and padded.
+        pixels: [V, 3, H, W] uint8 RGB, resized, and padded or cut into V windows (V is 1 without windows).
         geometry: where the picture lies in it.
         tasks: heads that read this pass.
     """
@@ -184,11 +194,21 @@ class Engine:
         return asked
 
     def prepare(self, image: Image.Image, tasks: Iterable[str], options: PredictOptions) -> list[PassInput]:
-        """Resize and pad an RGB picture once for each encoder pass that the tasks need."""
+        """Resize and pad or cut an RGB picture once for each encoder pass that the tasks need.
+
+        Raises:
+            UnusableImageError: it would be cut into too many windows.
+        """
         inputs = []
         for encoder_pass in plan(tasks, self.bundle.heads):
             geometry = encoder_pass.geometry.place((image.height, image.width), options.max_side)
-            inputs.append(PassInput(resize_and_pad(image, geometry), geometry, encoder_pass.tasks))
+            if geometry.num_views > MAX_WINDOWS:
+                raise UnusableImageError(
+                    f"{image.width} x {image.height} pixels make {geometry.num_views} windows for "
+                    f"{', '.join(encoder_pass.tasks)}; at most {MAX_WINDOWS} are cut",
+                    remedy="crop the picture, or ask for other tasks",
+                )
+            inputs.append(PassInput(to_pixels(image, geometry), geometry, encoder_pass.tasks))
         return inputs
 
     def run_pass(self, inputs: Sequence[PassInput]) -> list[PassOutput]:
@@ -203,14 +223,14 @@ class Engine:
         Returns:
             One output per input.
         """
-        rows_of: dict[str, list[int]] = {}
-        for row, item in enumerate(inputs):
+        readers: dict[str, list[int]] = {}
+        for number, item in enumerate(inputs):
             for task in item.tasks:
-                rows_of.setdefault(task, []).append(row)
+                readers.setdefault(task, []).append(number)
         report = PassReport()
         begun = self._now()
         try:
-            features = self._encode(inputs, taps(rows_of, self.bundle.heads))
+            features = self._encode(inputs, taps(readers, self.bundle.heads))
         except Exception as error:  # whatever it is, it must not take the other pictures along
             if len(inputs) > 1:
                 logger.warning("the encoder failed on a batch; each picture is tried alone", exc_info=error)
@@ -219,12 +239,12 @@ class Engine:
         report.encoder_s = self._now() - begun
         report.batch_size = len(inputs)
         outputs = [PassOutput(report) for _ in inputs]
-        last = list(rows_of)[-1]
-        for task in rows_of:
+        last = list(readers)[-1]
+        for task, numbers in readers.items():
             begun = self._now()
-            self._run_head(task, features, rows_of[task], outputs, keep=task != last)
+            self._run_head(task, features, inputs, numbers, outputs, keep=task != last)
             report.heads_s[task] = self._now() - begun
-            report.head_rows[task] = len(rows_of[task])
+            report.head_rows[task] = len(numbers)
         return outputs
 
     def finish(
@@ -245,28 +265,49 @@ class Engine:
         return results, errors
 
     @torch.no_grad()
-    def _encode(self, inputs: Sequence[PassInput], out_indices: Iterable[int]) -> EncoderFeatures:
-        images = torch.stack([item.pixels for item in inputs]).to(self.device, non_blocking=True)
-        features: EncoderFeatures = self.bundle.encoder(images, out_indices)
+    def _encode(self, inputs: Sequence[PassInput], wanted: Taps) -> EncoderFeatures:
+        pixels = torch.cat([item.pixels for item in inputs]).to(self.device, non_blocking=True)
+        geometries = [item.geometry for item in inputs for _ in item.pixels]
+        images = pad_with_mean(pixels, geometries, self.bundle.encoder.pixel_mean)
+        features: EncoderFeatures = self.bundle.encoder(images, wanted.out_indices, wanted.hidden_indices)
         return features
 
     def _run_head(
-        self, task: str, features: EncoderFeatures, rows: list[int], outputs: Sequence[PassOutput], *, keep: bool
+        self,
+        task: str,
+        features: EncoderFeatures,
+        inputs: Sequence[PassInput],
+        numbers: Sequence[int],
+        outputs: Sequence[PassOutput],
+        *,
+        keep: bool,
     ) -> None:
+        """Run a head on the pictures `numbers`; `keep` the features as they are for heads to come."""
         decoder = self.bundle.heads[task].decoder
+        rows = _rows_of(inputs, numbers)
+        together = [row for picture in rows for row in picture]
         try:
             with torch.no_grad():
-                raw = decoder(features.rows(rows, decoder.out_indices, copy=keep or len(rows) > 1))
-            for position, row in enumerate(rows):
-                outputs[row].raw[task] = {name: tensor[position] for name, tensor in raw.items()}
+                raw = decoder(
+                    features.rows(
+                        together, decoder.out_indices, decoder.hidden_indices, copy=keep or len(numbers) > 1
+                    )
+                )
+            start = 0
+            for number, picture in zip(numbers, rows, strict=True):
+                part = {name: tensor[start : start + len(picture)] for name, tensor in raw.items()}
+                if inputs[number].geometry.window_starts is None:
+                    part = {name: tensor[0] for name, tensor in part.items()}
+                outputs[number].raw[task] = part
+                start += len(picture)
         except Exception as error:  # a head may come from anywhere
-            if len(rows) > 1:
+            if len(numbers) > 1:
                 logger.warning("head '%s' failed on a batch; each picture is tried alone", task, exc_info=error)
-                for row in rows:
-                    self._run_head(task, features, [row], outputs, keep=True)
+                for number in numbers:
+                    self._run_head(task, features, inputs, [number], outputs, keep=True)
             else:
-                outputs[rows[0]].raw.pop(task, None)
-                outputs[rows[0]].errors[task] = _head_failed(task, error)
+                outputs[numbers[0]].raw.pop(task, None)
+                outputs[numbers[0]].errors[task] = _head_failed(task, error)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -283,6 +324,14 @@ def count_pass(timing: Timing, output: PassOutput) -> None:
     for task in (*output.raw, *output.errors):
         if task in report.heads_s:
             timing.heads_ms[task] = 1e3 * report.heads_s[task]
+
+
+def _rows_of(inputs: Sequence[PassInput], numbers: Sequence[int]) -> list[list[int]]:
+    """The rows of the encoded batch that belong to each of some pictures."""
+    starts = [0]
+    for item in inputs:
+        starts.append(starts[-1] + len(item.pixels))
+    return [list(range(starts[number], starts[number + 1])) for number in numbers]
 
 
 def _encoder_failed(error: Exception) -> EncoderFailedError:

@@ -39,7 +39,7 @@ from serving.errors import (
     UnusableImageError,
 )
 from serving.pictures import decode_picture
-from serving.render import overlay_png, prediction_json, prediction_npz, result_png
+from serving.render import PICTURE_KINDS, no_picture, overlay_png, prediction_json, prediction_npz, result_png
 from serving.schemas import Problem, SegmentAnswer
 from serving.service import SegmentationService
 from serving.types import Prediction, PredictOptions, Timing, parse_tasks
@@ -169,6 +169,9 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
                 f"format={query.format} takes exactly one task, not {len(tasks)} ({', '.join(tasks)})",
                 remedy=f"name one, e.g. tasks={tasks[0]}",
             )
+        kind = service.engine.bundle.heads[tasks[0]].decoder.kind
+        if query.format in ("png", "overlay") and kind not in PICTURE_KINDS:
+            raise no_picture(kind, query.format)
         async with service.admitted(x_request_timeout_s or service.settings.default_timeout_s) as deadline_s:
             data = await _read_picture(request, service.settings.max_upload_bytes)
             prediction = await service.predict(data, tasks, query.options(), deadline_s)
@@ -184,6 +187,7 @@ def _render(
 ) -> Response:
     begun = time.perf_counter()
     task, result = next(iter(prediction.results.items()))
+    label_set = service.engine.bundle.label_sets.get(task)
     match query.format:
         case "json":
             response: Response = JSONResponse(
@@ -195,10 +199,9 @@ def _render(
                 )
             )
         case "png":
-            response = Response(result_png(result), media_type="image/png")
+            response = Response(result_png(result, label_set), media_type="image/png")
         case "overlay":
             picture = decode_picture(data, max_pixels=service.settings.max_pixels)
-            label_set = service.engine.bundle.label_sets.get(task)
             response = Response(overlay_png(result, picture, label_set), media_type="image/png")
         case "npz":
             response = Response(prediction_npz(prediction), media_type="application/octet-stream")
@@ -220,7 +223,7 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
                     "name": head.task,
                     "kind": head.decoder.kind,
                     "description": head.description,
-                    "input_size": head.geometry.input_size,
+                    "input_size": head.geometry.typical_size,
                     "labels": [
                         {"label_id": x.label_id, "name": x.name, "is_thing": x.is_thing, "color": x.color}
                         for x in (bundle.label_sets[head.task].labels if head.task in bundle.label_sets else ())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from decoders.base import Decoder
-from encoders.preprocess import InputGeometry
+from encoders.geometry import InputGeometry
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ def plan(tasks: Iterable[str], heads: Mapping[str, Head]) -> tuple[EncoderPass, 
     return tuple(EncoderPass(geometry, tuple(group)) for geometry, group in groups.items())
 
 
-def taps(tasks: Iterable[str], heads: Mapping[str, Head]) -> tuple[int, ...]:
-    """The union of the encoder blocks that these tasks read, ascending."""
-    return tuple(sorted({index for task in tasks for index in heads[task].decoder.out_indices}))
+@dataclass(frozen=True)
+class Taps:
+    """The encoder blocks that some heads read, ascending: with and without the final LayerNorm."""
+
+    out_indices: tuple[int, ...]
+    hidden_indices: tuple[int, ...]
+
+
+def taps(tasks: Iterable[str], heads: Mapping[str, Head]) -> Taps:
+    """The union of what these tasks read."""
+    decoders = [heads[task].decoder for task in tasks]
+    return Taps(
+        tuple(sorted({index for decoder in decoders for index in decoder.out_indices})),
+        tuple(sorted({index for decoder in decoders for index in decoder.hidden_indices})),
+    )

@@ -81,7 +81,13 @@ class PassRunner:
             The answer to come. Cancelling it takes the picture out of the queue.
         """
         job = _Job(item)
-        entry = Entry(job, key=tuple(item.pixels.shape), enqueued_at_s=self._clock(), deadline_s=deadline_s)
+        entry = Entry(
+            job,
+            key=tuple(item.pixels.shape[-2:]),
+            size=len(item.pixels),
+            enqueued_at_s=self._clock(),
+            deadline_s=deadline_s,
+        )
         job.future.add_done_callback(lambda future: setattr(entry, "cancelled", future.cancelled()))
         with self._changed:
             if self._stopping:

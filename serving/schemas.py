@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -24,33 +26,103 @@ class Rle(_Strict):
 
 
 class SegmentItem(_Strict):
-    """One panoptic segment; `rle` with masks=rle, `polygons` with masks=polygon."""
+    """One segment or instance; `rle` with masks=rle, `polygons` with masks=polygon."""
 
-    segment_id: int = Field(ge=1, description="Its value in the map of format=png.")
-    label_id: int
+    segment_id: int = Field(
+        ge=1,
+        description="Panoptic: its value in the map of format=png. Instance: its rank, and its value in that map. "
+        "Semantic: label_id + 1.",
+    )
+    label_id: int = Field(ge=0)
     label: str
     is_thing: bool
     score: float = Field(ge=0, le=1)
     area: int = Field(description="Pixels.")
     bbox: tuple[int, int, int, int] = Field(description="(x, y, width, height), pixels.")
+    track_id: int | None = Field(None, description="Only in videos: the same for the same object in every frame.", ge=1)
     rle: Rle | None = None
     polygons: list[list[float]] | None = Field(None, description="Outer outlines, [x0, y0, x1, y1, …].")
 
 
 class PanopticAnswer(_Strict):
-    """Result of a panoptic task."""
+    """Result of a panoptic task: no pixel belongs to two segments."""
 
-    segments: list[SegmentItem]
+    kind: Literal["panoptic"]
+    segments: list[SegmentItem] = Field(description="In the order in which the head accepted them.")
+
+
+class SemanticAnswer(_Strict):
+    """Result of a semantic task: every pixel has a class."""
+
+    kind: Literal["semantic"]
+    segments: list[SegmentItem] = Field(description="One for each class present, largest first.")
+
+
+class InstanceAnswer(_Strict):
+    """Result of an instance task: masks may overlap."""
+
+    kind: Literal["instance"]
+    instances: list[SegmentItem] = Field(description="Best score first.")
 
 
 class DepthAnswer(_Strict):
     """Result of a depth task; distance = value of the PNG times `scale`, in `unit`."""
 
+    kind: Literal["depth"]
     unit: str
     min: float
     max: float
     scale: float
     png16: str = Field(description="16-bit grey PNG, base64.")
+
+
+class ClassItem(_Strict):
+    """One class of the picture as a whole."""
+
+    label_id: int = Field(ge=0)
+    label: str
+    score: float = Field(ge=0, le=1, description="Probability.")
+
+
+class ClassificationAnswer(_Strict):
+    """Result of a classification task."""
+
+    kind: Literal["classification"]
+    classes: list[ClassItem] = Field(description="The most probable first.")
+
+
+class EmbeddingAnswer(_Strict):
+    """Result of an embedding task: the picture as one vector."""
+
+    kind: Literal["embedding"]
+    dim: int = Field(description="Length of the vector.")
+    vector: list[float] = Field(description="Each number reads back as the very float32 that the head gave.")
+
+
+class DenseEmbeddingAnswer(_Strict):
+    """Result of a dense embedding task: a vector for each cell of a grid that covers the picture."""
+
+    kind: Literal["dense_embedding"]
+    dim: int = Field(description="Length of each vector.")
+    grid: tuple[int, int] = Field(description="(rows, columns).")
+    vectors16: str = Field(
+        description="[rows, columns, dim] little-endian float16, row by row, base64. In NumPy: "
+        "np.frombuffer(base64.b64decode(vectors16), '<f2').reshape(*grid, dim). "
+        "format=npz has them in float32."
+    )
+
+
+ResultAnswer = Annotated[
+    PanopticAnswer
+    | SemanticAnswer
+    | InstanceAnswer
+    | DepthAnswer
+    | ClassificationAnswer
+    | EmbeddingAnswer
+    | DenseEmbeddingAnswer,
+    Field(discriminator="kind"),
+]
+"""One task's result; `kind`, the same as in `GET /tasks`, says which."""
 
 
 class Problem(BaseModel):
@@ -83,6 +155,6 @@ class SegmentAnswer(_Strict):
     request_id: str
     bundle: str
     image: Size = Field(description="The upright picture.")
-    results: dict[str, PanopticAnswer | DepthAnswer]
+    results: dict[str, ResultAnswer] = Field(description="By task; `kind` is the task's in GET /tasks.")
     errors: dict[str, Problem]
     timing: TimingAnswer

@@ -15,7 +15,7 @@ from decoders.training.data import DepthSample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
-from encoders.preprocess import ImageGeometry
+from encoders.geometry import ImageGeometry
 
 
 def depth_target(sample: DepthSample, view: View, geometry: ImageGeometry, size: tuple[int, int]) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encoders.base import Encoder
 from encoders.features import EncoderFeatures, EncoderSpec
-from encoders.preprocess import InputGeometry
-from encoders.vit import VisionTransformer
+from encoders.geometry import FitGeometry
 
 
 class FeatureCache:
@@ -27,9 +27,7 @@ class FeatureCache:
         out_indices: the levels kept.
     """
 
-    def __init__(
-        self, directory: Path, encoder: VisionTransformer, geometry: InputGeometry, out_indices: Sequence[int]
-    ) -> None:
+    def __init__(self, directory: Path, encoder: Encoder, geometry: FitGeometry, out_indices: Sequence[int]) -> None:
         self.directory = directory
         self.encoder = encoder
         self.geometry = geometry
@@ -56,7 +54,7 @@ class FeatureCache:
         spec = self.spec
         tokens = spec.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
         shape = (num_views, len(self.out_indices), tokens, spec.embed_dim)
-        identity = json.dumps([key, spec.name, spec.revision, self.geometry.input_size, self.out_indices, shape])
+        identity = json.dumps([key, spec.name, spec.revision, self.geometry.typical_size, self.out_indices, shape])
         stem = self.directory / hashlib.sha256(identity.encode()).hexdigest()[:16]
         data, done_file = stem.with_suffix(".f16"), stem.with_suffix(".done")
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from decoders.training.data import PanopticSample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
-from encoders.preprocess import ImageGeometry
+from encoders.geometry import ImageGeometry
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 

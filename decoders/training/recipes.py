@@ -21,7 +21,8 @@ from decoders.training.feature_cache import FeatureCache
 from decoders.training.panoptic import mask_target, train_panoptic
 from decoders.training.schedule import Schedule
 from decoders.training.views import View, random_view
-from encoders.preprocess import ImageGeometry, InputGeometry, resize_and_pad
+from encoders.geometry import FitGeometry, ImageGeometry
+from encoders.preprocess import to_pixels
 
 Sample = TypeVar("Sample", PanopticSample, DepthSample)
 Progress = Callable[[str, int, int, float | None], None]
@@ -99,7 +100,7 @@ def _views(samples: Sequence[Sample], schedule: Schedule) -> list[tuple[Sample, 
     ]
 
 
-def _place(geometry: InputGeometry, view: View) -> ImageGeometry:
+def _place(geometry: FitGeometry, view: View) -> ImageGeometry:
     left, top, right, bottom = view.box
     return geometry.place((bottom - top, right - left))
 
@@ -123,6 +124,6 @@ def _encode(
 
     def load(index: int) -> Tensor:
         sample, view = views[index]
-        return resize_and_pad(view.apply(sample.image), _place(cache.geometry, view))
+        return to_pixels(view.apply(sample.image), _place(cache.geometry, view))[0]
 
     return cache.encode(key, len(views), load, progress=lambda done: progress("encoding", done, len(views), None))

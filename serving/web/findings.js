@@ -1,4 +1,4 @@
-/* What the tasks found, as lists beside the picture: segments, classes, and answers without a picture. */
+/* What the tasks found, as cards beside the picture: segments, classes, and the numbers of embeddings. */
 
 import { DepthLayer } from "./depth_layer.js";
 import { el, setVars, titleOf } from "./dom.js";
@@ -25,6 +25,7 @@ function segmentCard(view, depthLayer, stage, rows) {
         class: "segment",
         "aria-pressed": "false",
         "aria-label": spoken.filter(Boolean).join(", "),
+        title: segment.track === null ? null : `Track ${segment.track}`,
         onpointerenter: () => stage.spotlight(target),
         onpointerleave: () => stage.spotlight(null),
         onfocus: () => stage.spotlight(target),
@@ -58,6 +59,14 @@ function segmentCard(view, depthLayer, stage, rows) {
   );
 }
 
+const card = (title, summary, ...content) =>
+  el(
+    "section",
+    { class: "card" },
+    el("div", { class: "card-head" }, el("h2", { text: title }), el("span", { text: summary })),
+    ...content,
+  );
+
 function classesCard(title, classes) {
   const rows = classes.map(({ label, score }) =>
     el(
@@ -68,17 +77,52 @@ function classesCard(title, classes) {
       setVars(el("span", { class: "meter", "aria-hidden": "true" }), { length: score }),
     ),
   );
-  return el("section", { class: "card" }, el("div", { class: "card-head" }, el("h2", { text: title })), el("ul", {}, ...rows));
+  return card(title, `top ${rows.length}`, el("ul", { class: "classes" }, ...rows));
 }
 
-function embeddingCard(title, { dim }) {
-  return el(
-    "section",
-    { class: "card" },
-    el("div", { class: "card-head" }, el("h2", { text: title }), el("span", { text: `${dim} numbers` })),
-    el("p", { class: "hint", text: "The vector is in the downloadable answer." }),
+/** A vector's numbers as bars up and down from zero, the farthest from it the full height. */
+function vectorStrip(vector) {
+  const reach = vector.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0) || 1;
+  const bars = vector.map((value, i) => `M${i} 0v${(-value / reach).toFixed(3)}h1V0z`).join("");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.setAttribute("class", "strip");
+  svg.setAttribute("viewBox", `0 -1 ${vector.length} 2`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", bars);
+  svg.append(path);
+  return svg;
+}
+
+function embeddingCard(title, { dim, vector }) {
+  const length = Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));
+  return card(
+    title,
+    `${dim} numbers`,
+    vectorStrip(vector),
+    el("p", { class: "hint", text: `One vector of length ${length.toPrecision(3)}. The downloadable answer holds it.` }),
   );
 }
+
+function denseEmbeddingCard(title, { dim, grid: [rows, columns] }) {
+  return card(
+    title,
+    `${rows} × ${columns} × ${dim}`,
+    el("p", {
+      class: "hint",
+      text:
+        `A vector of ${dim} numbers for each cell of a grid. Red, green and blue are the three directions ` +
+        "in which this photo’s vectors differ most: like colours mean like vectors.",
+    }),
+  );
+}
+
+const NUMBER_CARDS = {
+  classification: (title, { classes }) => classesCard(title, classes),
+  embedding: embeddingCard,
+  dense_embedding: denseEmbeddingCard,
+};
 
 /** Cards for every answered task. Returns { cards, rows }, rows the legend's button of each segment. */
 export function findingCards(views, results, stage) {
@@ -88,8 +132,8 @@ export function findingCards(views, results, stage) {
     .filter((view) => view.layer instanceof SegmentLayer)
     .map((view) => segmentCard(view, depthLayer, stage, rows));
   for (const [task, result] of Object.entries(results)) {
-    if (result.classes) cards.push(classesCard(titleOf(task), result.classes));
-    else if (result.vector) cards.push(embeddingCard(titleOf(task), result));
+    const makeCard = NUMBER_CARDS[result.kind];
+    if (makeCard) cards.push(makeCard(titleOf(task), result));
   }
   return { cards, rows };
 }

@@ -2,15 +2,16 @@
  * The playground page: takes a photo and a choice of tasks, asks the server, and shows the answer.
  *
  *   api.js            requests and their errors          stage.js     the picture and its overlays
- *   rle.js, png16.js  mask and depth decoding            findings.js  legends and lists
+ *   rle.js, png16.js  mask and depth decoding            findings.js  legends, lists and numbers
  *   *_layer.js        one task's result over the photo   timing.js    the timing panel
  */
 
 import { curlCommand, fetchTasks, ProblemError, readableProblem, segment } from "./api.js";
 import { DepthLayer } from "./depth_layer.js";
 import { el, icon, problemCard, titleOf } from "./dom.js";
+import { FeatureLayer } from "./feature_layer.js";
 import { findingCards } from "./findings.js";
-import { SegmentLayer } from "./segment_layer.js";
+import { percent, SegmentLayer } from "./segment_layer.js";
 import { Stage } from "./stage.js";
 import { formatMs, timingPanel } from "./timing.js";
 
@@ -229,10 +230,18 @@ const clearNotice = () => byId("notice").replaceChildren();
 
 /** The layer that shows a result over the photo; null for one that is no picture. */
 async function layerOf(task, result, image) {
-  if (result.png16) return DepthLayer.fromResult(result);
-  const items = result.segments ?? result.instances;
-  if (!items) return null;
-  return new SegmentLayer(items, state.tasks.find(({ name }) => name === task)?.labels, image);
+  switch (result.kind) {
+    case "depth":
+      return DepthLayer.fromResult(result);
+    case "panoptic":
+    case "semantic":
+    case "instance":
+      return new SegmentLayer(result, state.tasks.find(({ name }) => name === task)?.labels, image);
+    case "dense_embedding":
+      return new FeatureLayer(result);
+    default:
+      return null;
+  }
 }
 
 /** One view per task that has something to show: its layer, or its problem. */
@@ -268,6 +277,9 @@ function showAnswer(answer, views, tasks, roundTripMs) {
   byId("take-away").hidden = false;
   showViews();
   const found = views.filter((view) => view.layer).map((view) => `${view.title}: ${view.layer.summary}`);
+  for (const [task, { classes }] of Object.entries(answer.results)) {
+    if (classes?.length) found.push(`${titleOf(task)}: ${classes[0].label} ${percent(classes[0].score)}`);
+  }
   announce(`Done in ${formatMs(roundTripMs)}. ${found.join(". ")}`);
 }
 

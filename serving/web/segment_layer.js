@@ -5,6 +5,11 @@ import { paintRle } from "./rle.js";
 
 const SPOTLIGHT_SHADE = pixel([8, 10, 14], 150);
 const SPOTLIGHT_EDGE = pixel([255, 255, 255]);
+const COUNTED_AS = {
+  panoptic: ["segment", "segments"],
+  semantic: ["class", "classes"],
+  instance: ["instance", "instances"],
+};
 
 /** 0.347 → "35%", 0.0042 → "0.4%". */
 export function percent(fraction) {
@@ -15,22 +20,24 @@ export function percent(fraction) {
 export class SegmentLayer {
   defaultOpacity = 0.62;
 
-  /** `items` are the answer's segments or instances, `labels` the task's labels from GET /tasks. */
-  constructor(items, labels, { width, height }) {
+  /** `result` has segments or instances; `labels` are the task's from GET /tasks. */
+  constructor({ kind, segments, instances }, labels, { width, height }) {
+    this.kind = kind;
     this.width = width;
     this.height = height;
+    // Instances come best first and stay so; a map's segments are listed by size.
+    const items = instances ?? [...segments].sort((a, b) => b.area - a.area);
     this.segments = describe(items, labels ?? [], width * height);
     this.map = new Uint16Array(width * height); // column-major like the masks; 0 = nothing, else index + 1
-    // Instances may overlap: the surest is painted last.
-    [...this.segments]
-      .sort((a, b) => (a.score ?? 0) - (b.score ?? 0))
-      .forEach((segment) => paintRle(segment.counts, this.map, segment.index + 1));
+    // Instances may overlap: the best is painted last.
+    [...this.segments].reverse().forEach((segment) => paintRle(segment.counts, this.map, segment.index + 1));
     this.sampled = { width: 0, height: 0, map: null };
   }
 
   get summary() {
     const n = this.segments.length;
-    return n === 1 ? "1 segment" : `${n} segments`;
+    const [one, many] = COUNTED_AS[this.kind];
+    return `${n} ${n === 1 ? one : many}`;
   }
 
   /** The segment at a point, u and v in [0, 1) from the top left; null where there is none. */
@@ -49,17 +56,8 @@ export class SegmentLayer {
   /** The map at another size, row-major, nearest neighbour. The last size is kept. */
   sample(width, height) {
     if (this.sampled.width === width && this.sampled.height === height) return this.sampled.map;
-    const map = new Uint16Array(width * height);
-    const columns = Uint32Array.from(
-      { length: width },
-      (_, x) => Math.floor(((x + 0.5) * this.width) / width) * this.height,
-    );
-    for (let y = 0, i = 0; y < height; y++) {
-      const row = Math.floor(((y + 0.5) * this.height) / height);
-      for (let x = 0; x < width; x++, i++) map[i] = this.map[columns[x] + row];
-    }
-    this.sampled = { width, height, map };
-    return map;
+    this.sampled = { width, height, map: resample(this.map, this, width, height) };
+    return this.sampled.map;
   }
 
   /** Fills the canvas with the segments' colours, a thin lighter line where two meet. */
@@ -82,21 +80,22 @@ export class SegmentLayer {
     });
   }
 
-  /** Shades all but one segment, and outlines that one. */
+  /** Shades all but one segment, and outlines that one: the whole of it, also where a better instance covers it. */
   paintSpotlight(canvas, segment) {
     const { width, height } = canvas;
-    const map = this.sample(width, height);
-    const id = segment.index + 1;
+    const whole = new Uint8Array(this.width * this.height);
+    paintRle(segment.counts, whole, 1);
+    const mask = resample(whole, this, width, height);
     const reach = Math.max(1, Math.round(width / 640));
     paintPixels(canvas, (pixels) => {
       for (let y = 0, i = 0; y < height; y++) {
         for (let x = 0; x < width; x++, i++) {
-          if (map[i] === id) continue; // stays clear
+          if (mask[i]) continue; // stays clear
           const touches =
-            (x >= reach && map[i - reach] === id) ||
-            (x + reach < width && map[i + reach] === id) ||
-            (y >= reach && map[i - reach * width] === id) ||
-            (y + reach < height && map[i + reach * width] === id);
+            (x >= reach && mask[i - reach]) ||
+            (x + reach < width && mask[i + reach]) ||
+            (y >= reach && mask[i - reach * width]) ||
+            (y + reach < height && mask[i + reach * width]);
           pixels[i] = touches ? SPOTLIGHT_EDGE : SPOTLIGHT_SHADE;
         }
       }
@@ -104,29 +103,46 @@ export class SegmentLayer {
   }
 }
 
-/** The answer's items, largest first, with colour, a name that is unique ("person 2") and the share of the picture. */
+/** A column-major map of the size `from` at another size, row-major, nearest neighbour. */
+function resample(map, from, width, height) {
+  const sampled = new map.constructor(width * height);
+  const columns = Uint32Array.from(
+    { length: width },
+    (_, x) => Math.floor(((x + 0.5) * from.width) / width) * from.height,
+  );
+  for (let y = 0, i = 0; y < height; y++) {
+    const row = Math.floor(((y + 0.5) * from.height) / height);
+    for (let x = 0; x < width; x++, i++) sampled[i] = map[columns[x] + row];
+  }
+  return sampled;
+}
+
+/**
+ * The answer's items with colour, a name that is unique ("person 2") and the share of the picture.
+ * A tracked one's name ("person #7") and colour follow its track, so that they stay from frame to frame.
+ */
 function describe(items, labels, pictureArea) {
   const labelById = new Map(labels.map((label) => [label.label_id, label]));
   const ofLabel = new Map();
   for (const item of items) ofLabel.set(item.label_id, (ofLabel.get(item.label_id) ?? 0) + 1);
 
   const seen = new Map();
-  return [...items]
-    .sort((a, b) => b.area - a.area)
-    .map((item, index) => {
-      const ordinal = seen.get(item.label_id) ?? 0;
-      seen.set(item.label_id, ordinal + 1);
-      const base = labelById.get(item.label_id)?.color ?? colorForLabel(item.label_id);
-      const several = ofLabel.get(item.label_id) > 1;
-      return {
-        index,
-        name: several ? `${item.label} ${ordinal + 1}` : item.label,
-        score: item.score ?? null,
-        share: item.area / pictureArea,
-        color: instanceShade(base, ordinal),
-        counts: item.rle.counts,
-      };
-    });
+  return items.map((item, index) => {
+    const ordinal = seen.get(item.label_id) ?? 0;
+    seen.set(item.label_id, ordinal + 1);
+    const base = labelById.get(item.label_id)?.color ?? colorForLabel(item.label_id);
+    const several = ofLabel.get(item.label_id) > 1;
+    const track = item.track_id ?? null;
+    return {
+      index,
+      name: track !== null ? `${item.label} #${track}` : several ? `${item.label} ${ordinal + 1}` : item.label,
+      track,
+      score: item.score ?? null,
+      share: item.area / pictureArea,
+      color: instanceShade(base, track === null ? ordinal : track - 1),
+      counts: item.rle.counts,
+    };
+  });
 }
 
 function paintPixels(canvas, fill) {

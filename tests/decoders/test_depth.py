@@ -10,7 +10,7 @@ import torch
 
 from decoders.base import Decoder, PostprocessOptions
 from decoders.depth import DepthDecoder
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 from encoders.vit import VisionTransformer
 
 
@@ -96,7 +96,7 @@ def test_prefix_tokens_play_no_part(head: DepthDecoder, tiny_encoder: VisionTran
 
 
 def test_result_is_in_the_pixels_of_the_picture_without_its_padding(head: DepthDecoder) -> None:
-    geometry = InputGeometry(16, 24).place((40, 30))  # scaled to 16 x 12: the right half is padding
+    geometry = FitGeometry(16, 24).place((40, 30))  # scaled to 16 x 12: the right half is padding
     depth = torch.full((1, 4, 6), 2.0)
     depth[..., 3:] = 9.0
     result = head.postprocess({"depth_m": depth}, geometry, PostprocessOptions())
@@ -107,6 +107,6 @@ def test_result_is_in_the_pixels_of_the_picture_without_its_padding(head: DepthD
 
 
 def test_max_side_gives_a_smaller_result(head: DepthDecoder) -> None:
-    geometry = InputGeometry(16, 24).place((40, 30), max_side=20)
+    geometry = FitGeometry(16, 24).place((40, 30), max_side=20)
     result = head.postprocess({"depth_m": torch.ones(1, 4, 6)}, geometry, PostprocessOptions())
     assert result.depth_m.shape == (20, 15)

@@ -14,14 +14,16 @@ from skimage.measure import regionprops
 from torch import Tensor
 from torch.nn import functional as F
 
-from decoders import panoptic
+from decoders import panoptic_merge
 from decoders.base import Decoder, PostprocessOptions
 from decoders.labels import LabelSet
-from decoders.panoptic import PanopticDecoder, merge_panoptic
+from decoders.panoptic import PanopticDecoder
+from decoders.panoptic_merge import merge_panoptic
 from decoders.pmt_checkpoints import load_pmt_decoder
 from decoders.results import PanopticResult
 from encoders.checkpoints import build_encoder
-from encoders.preprocess import ImageGeometry, InputGeometry, resize_and_pad
+from encoders.geometry import FitGeometry, ImageGeometry
+from encoders.preprocess import to_pixels
 from encoders.vit import VisionTransformer
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
@@ -38,7 +40,7 @@ MIB = 1 << 20
 def test_segments_and_maps_equal_pmt(read_golden: ReadGolden, case: str, run: int, image: int) -> None:
     facts, tensors = read_golden(case)
     expected = facts["runs"][run]
-    geometry = InputGeometry(*facts["img_size"]).place(tuple(facts["image_sizes"][image]))
+    geometry = FitGeometry(*facts["img_size"]).place(tuple(facts["image_sizes"][image]))
     assert list(geometry.scaled_size) == expected["scaled_sizes"][image]
     segment_map, segments = merge_panoptic(
         tensors["mask_logits"][image],
@@ -63,8 +65,8 @@ def test_pictures_to_segments_equal_pmt(read_golden: ReadGolden, image: int) -> 
     encoder = build_encoder(read_golden("image_dinov3_tiny.encoder")[1], revision="golden", num_heads=config["heads"])
     decoder = load_pmt_decoder(read_golden("image_dinov3_tiny.ckpt")[1], encoder.spec, config["interaction"])
     picture = Image.fromarray(tensors[f"image{image}_u8"].permute(1, 2, 0).numpy())
-    geometry = InputGeometry(*config["img_size"]).place((picture.height, picture.width))
-    mask_logits, class_logits = decoder(encoder(resize_and_pad(picture, geometry)[None], config["interaction"]))
+    geometry = FitGeometry(*config["img_size"]).place((picture.height, picture.width))
+    mask_logits, class_logits = decoder(encoder(to_pixels(picture, geometry), config["interaction"]))
     torch.testing.assert_close(mask_logits[0], tensors["mask_logits"][image], atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(class_logits[0], tensors["class_logits"][image], atol=1e-4, rtol=0)
     segment_map, segments = merge_panoptic(mask_logits[0], class_logits[0], geometry, stuff_ids=expected["stuff"])
@@ -154,7 +156,7 @@ PICTURES = [(1, 1), (1, 300), (37, 53), (120, 80), (64, 96), (200, 333)]
 def test_merge_equals_the_plain_one(
     image_size: tuple[int, int], score_threshold: float, mask_threshold: float, overlap_threshold: float
 ) -> None:
-    geometry = InputGeometry(64, 96).place(image_size)
+    geometry = FitGeometry(64, 96).place(image_size)
     for seed in range(4):
         mask_logits, class_logits = draw_logits(seed)
         wanted_map, wanted = merge_naively(
@@ -174,7 +176,7 @@ def test_merge_equals_the_plain_one(
 
 
 def test_the_drawn_logits_exercise_every_rule() -> None:
-    geometry = InputGeometry(64, 96).place((120, 80))
+    geometry = FitGeometry(64, 96).place((120, 80))
     joined = rejected = things = void = 0
     for seed in range(4):
         mask_logits, class_logits = draw_logits(seed)
@@ -192,10 +194,10 @@ def test_the_drawn_logits_exercise_every_rule() -> None:
 def test_the_answer_does_not_depend_on_the_size_of_the_groups(
     monkeypatch: pytest.MonkeyPatch, maps_per_group: int
 ) -> None:
-    geometry = InputGeometry(64, 96).place((120, 80))
+    geometry = FitGeometry(64, 96).place((120, 80))
     mask_logits, class_logits = draw_logits(1)
     wanted_map, wanted = merge_panoptic(mask_logits, class_logits, geometry, stuff_ids=STUFF, score_threshold=0.3)
-    monkeypatch.setattr(panoptic, "_CHUNK_PIXELS", maps_per_group * 120 * 80)
+    monkeypatch.setattr(panoptic_merge, "_CHUNK_PIXELS", maps_per_group * 120 * 80)
     segment_map, segments = merge_panoptic(mask_logits, class_logits, geometry, stuff_ids=STUFF, score_threshold=0.3)
     assert segments == wanted
     assert torch.equal(segment_map, wanted_map)
@@ -225,7 +227,7 @@ def all_kept(queries: int) -> Tensor:
 
 def test_kept_queries_are_upsampled_in_bounded_groups(asked_maps: list[Tensor]) -> None:
     queries, height, width = 200, 1080, 1920
-    geometry = InputGeometry(64, 96).place((height, width))
+    geometry = FitGeometry(64, 96).place((height, width))
     merge_panoptic(draw_logits(0, queries=queries)[0], all_kept(queries), geometry, stuff_ids=())
     assert sum(len(maps) for maps in asked_maps) == queries
     assert max(len(maps) for maps in asked_maps) * height * width * 4 <= 16 * MIB
@@ -233,7 +235,7 @@ def test_kept_queries_are_upsampled_in_bounded_groups(asked_maps: list[Tensor]) 
 
 def test_groups_are_bounded_at_the_input_size_when_the_output_is_small(asked_maps: list[Tensor]) -> None:
     queries = 60
-    geometry = InputGeometry(640, 640).place((1080, 1920), max_side=32)
+    geometry = FitGeometry(640, 640).place((1080, 1920), max_side=32)
     merge_panoptic(draw_logits(0, queries=queries)[0], all_kept(queries), geometry, stuff_ids=())
     assert max(len(maps) for maps in asked_maps) * 640 * 640 * 4 <= 16 * MIB
 
@@ -241,13 +243,13 @@ def test_groups_are_bounded_at_the_input_size_when_the_output_is_small(asked_map
 def test_dropped_queries_are_never_upsampled(asked_maps: list[Tensor]) -> None:
     class_logits = all_kept(200)
     class_logits[3:] = 20 * F.one_hot(torch.tensor(5), 6)
-    merge_panoptic(draw_logits(0, queries=200)[0], class_logits, InputGeometry(64, 96).place((64, 96)), stuff_ids=())
+    merge_panoptic(draw_logits(0, queries=200)[0], class_logits, FitGeometry(64, 96).place((64, 96)), stuff_ids=())
     assert [len(maps) for maps in asked_maps] == [3]
 
 
 # Single rules, by hand
 
-WHOLE = InputGeometry(4, 4).place((4, 4))
+WHOLE = FitGeometry(4, 4).place((4, 4))
 
 
 def logits_of(*masks: list[str]) -> Tensor:
@@ -353,7 +355,7 @@ def test_inputs_are_left_as_they_were() -> None:
     mask_logits, class_logits = draw_logits(0)
     before = mask_logits.clone(), class_logits.clone()
     for image_size in ((16, 24), (64, 96)):  # the first needs no resize at all
-        merge_panoptic(mask_logits, class_logits, InputGeometry(16, 24).place(image_size), stuff_ids=STUFF)
+        merge_panoptic(mask_logits, class_logits, FitGeometry(16, 24).place(image_size), stuff_ids=STUFF)
     assert torch.equal(mask_logits, before[0])
     assert torch.equal(class_logits, before[1])
 
@@ -384,7 +386,7 @@ def run_postprocess(
     head: PanopticDecoder, seed: int, image_size: tuple[int, int], options: PostprocessOptions | None = None
 ) -> PanopticResult:
     mask_logits, class_logits = draw_logits(seed)
-    geometry = InputGeometry(64, 96).place(image_size)
+    geometry = FitGeometry(64, 96).place(image_size)
     raw = {"mask_logits": mask_logits, "class_logits": class_logits}
     return head.postprocess(raw, geometry, options or PostprocessOptions())
 
@@ -422,7 +424,7 @@ def test_segments_carry_their_class(head: PanopticDecoder, label_set: LabelSet) 
 
 def test_a_picture_without_segments_is_all_void(head: PanopticDecoder) -> None:
     raw = {"mask_logits": torch.zeros(3, 4, 6), "class_logits": torch.zeros(3, 6)}
-    result = head.postprocess(raw, InputGeometry(16, 24).place((50, 70)), PostprocessOptions())
+    result = head.postprocess(raw, FitGeometry(16, 24).place((50, 70)), PostprocessOptions())
     assert result.segments == ()
     assert result.segment_map.shape == (50, 70)
     assert not result.segment_map.any()
@@ -439,7 +441,7 @@ def test_an_option_overrides_the_head_and_zero_counts_as_set(head: PanopticDecod
 
 def test_max_side_gives_a_smaller_map(head: PanopticDecoder) -> None:
     mask_logits, class_logits = draw_logits(1)
-    geometry = InputGeometry(64, 96).place((120, 80), max_side=60)
+    geometry = FitGeometry(64, 96).place((120, 80), max_side=60)
     raw = {"mask_logits": mask_logits, "class_logits": class_logits}
     result = head.postprocess(raw, geometry, PostprocessOptions())
     assert result.segment_map.shape == (60, 40)

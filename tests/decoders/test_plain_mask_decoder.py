@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders.panoptic import merge_panoptic
-from decoders.plain_mask_decoder import LateralProjection, PlainMaskDecoder
+from decoders.panoptic_merge import merge_panoptic
+from decoders.plain_mask_decoder import FoldedLateralProjection, LateralProjection, PlainMaskDecoder
 from decoders.pmt_checkpoints import load_pmt_decoder
 from encoders.checkpoints import build_encoder
 from encoders.features import EncoderFeatures, EncoderSpec
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 from encoders.vit import VisionTransformer
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
@@ -119,7 +119,7 @@ def test_pmt_s_at_its_real_size_equals_pmt(read_golden: ReadGolden) -> None:
     positive = (mask_logits[0] > 0).float().mean((1, 2))
     torch.testing.assert_close(positive, expected["mask_positive_fraction"], atol=1e-4, rtol=0)
 
-    geometry = InputGeometry(640, 640).place((640, 640))
+    geometry = FitGeometry(640, 640).place((640, 640))
     segment_map, segments = merge_panoptic(
         mask_logits[0], class_logits[0], geometry, stuff_ids=facts["config"]["stuff"]
     )
@@ -223,6 +223,55 @@ def test_every_tapped_level_reaches_the_answer(tiny_encoder: VisionTransformer) 
     for index in (1, 3):
         changed = dict(features.lateral_features) | {index: features.tokens(index) + torch.randn(1, 9, 16)}
         assert not torch.allclose(decoder(EncoderFeatures(features.spec, features.grid_size, changed))[1], answer)
+
+
+@pytest.mark.parametrize("variances", [(1e-12,), (1e-5,), (1.0,), (1e8,), (1e-12, 1.0, 1e8)], ids=str)
+@torch.no_grad()
+def test_folding_a_level_changes_nothing_whatever_its_variances(variances: tuple[float, ...]) -> None:
+    lateral = LateralProjection(24).eval()
+    for tensor in (lateral.norm.weight, lateral.norm.bias, lateral.norm.running_mean, lateral.scale):
+        assert tensor is not None
+        tensor.normal_()
+    assert lateral.norm.running_var is not None
+    lateral.norm.running_var.copy_(torch.tensor(variances).repeat(24 // len(variances)) * torch.rand(24).add(0.5))
+    folded = FoldedLateralProjection(lateral)
+    tokens = torch.randn(2, 9, 24)
+    before, after = lateral(tokens), folded(tokens)
+    exact = lateral.double()(tokens.double())
+    largest = exact.abs().max().item()
+    torch.testing.assert_close(after.double(), exact, atol=1e-5 * largest, rtol=0)
+    torch.testing.assert_close(after, before, atol=1e-5 * largest, rtol=0)
+
+
+@torch.no_grad()
+def test_a_decoder_answers_the_same_with_its_laterals_folded(tiny_encoder: VisionTransformer) -> None:
+    decoder = make_decoder(tiny_encoder.spec)
+    features = tiny_encoder(torch.rand(2, 3, 16, 24), [1, 3])
+    before = decoder(features)
+    decoder.fold_laterals()
+    assert all(isinstance(lateral, FoldedLateralProjection) for lateral in decoder.laterals)
+    for ours, theirs in zip(decoder(features), before, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_folding_twice_is_folding_once(tiny_encoder: VisionTransformer) -> None:
+    decoder = make_decoder(tiny_encoder.spec)
+    features = tiny_encoder(torch.rand(1, 3, 16, 24), [1, 3])
+    decoder.fold_laterals()
+    once = decoder(features)
+    weights = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    decoder.fold_laterals()
+    assert decoder.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in decoder.state_dict().items())
+    for ours, theirs in zip(decoder(features), once, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_folding_leaves_no_norm_behind(tiny_encoder: VisionTransformer) -> None:
+    decoder = make_decoder(tiny_encoder.spec)
+    decoder.fold_laterals()
+    assert not [name for name in decoder.laterals.state_dict() if ".norm." in name]
 
 
 def test_a_tap_outside_the_encoder_is_refused_when_building(tiny_encoder: VisionTransformer) -> None:

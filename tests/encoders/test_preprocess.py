@@ -1,4 +1,4 @@
-"""Where a picture lies in the network's input, and the way back to its own pixels."""
+"""From pictures to network inputs: scaling, padding and windows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from encoders.preprocess import InputGeometry, resize_and_pad
+from encoders.geometry import FitGeometry, ShortestEdgeGeometry, WindowGeometry
+from encoders.preprocess import pad_with_mean, to_pixels
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
 
@@ -25,8 +25,8 @@ def as_picture(pixels: Tensor) -> Image.Image:
 def test_padded_bytes_equal_pmt(read_golden: ReadGolden, item: int) -> None:
     facts, tensors = read_golden("preproc")
     expected = facts["items"][item]
-    geometry = InputGeometry(*expected["img_size"]).place(tuple(expected["image_size"]))
-    padded = resize_and_pad(as_picture(tensors[f"image_u8.{item}"]), geometry)
+    geometry = FitGeometry(*expected["img_size"]).place(tuple(expected["image_size"]))
+    padded = to_pixels(as_picture(tensors[f"image_u8.{item}"]), geometry)[0]
     assert list(geometry.scaled_size) == expected["scaled"]
     assert padded.dtype == torch.uint8
     assert torch.equal(padded, tensors[f"padded_u8.{item}"])
@@ -36,38 +36,16 @@ def test_padded_bytes_equal_pmt(read_golden: ReadGolden, item: int) -> None:
 def test_padded_bytes_of_whole_pictures_equal_pmt(read_golden: ReadGolden, item: int) -> None:
     facts, tensors = read_golden("image_dinov3_tiny.e2e")
     image = as_picture(tensors[f"image{item}_u8"])
-    geometry = InputGeometry(*facts["config"]["img_size"]).place((image.height, image.width))
-    assert torch.equal(resize_and_pad(image, geometry), tensors["padded_u8"][item])
-
-
-@pytest.mark.parametrize(
-    ("image_size", "scaled_size"),
-    [((81, 192), (40, 96)), ((83, 192), (42, 96)), ((192, 81), (96, 40)), ((192, 83), (96, 42))],
-)
-def test_a_side_that_ends_in_one_half_goes_to_the_even_number(
-    image_size: tuple[int, int], scaled_size: tuple[int, int]
-) -> None:
-    assert InputGeometry(96, 96).place(image_size).scaled_size == scaled_size
-
-
-def test_a_picture_is_never_scaled_past_the_input() -> None:
-    rng = np.random.default_rng(1)
-    for height, width, input_h, input_w in rng.integers(1, 3000, (2000, 4)).tolist():
-        scaled_h, scaled_w = InputGeometry(input_h, input_w).place((height, width)).scaled_size
-        assert 1 <= scaled_h <= input_h
-        assert 1 <= scaled_w <= input_w
-        assert scaled_h == input_h or scaled_w == input_w
-        exact = min(input_h / height, input_w / width)
-        assert abs(scaled_h - height * exact) <= 0.5 or scaled_h == 1
-        assert abs(scaled_w - width * exact) <= 0.5 or scaled_w == 1
+    geometry = FitGeometry(*facts["config"]["img_size"]).place((image.height, image.width))
+    assert torch.equal(to_pixels(image, geometry)[0], tensors["padded_u8"][item])
 
 
 @pytest.mark.parametrize("image_size", [(1, 1), (1, 20000), (20000, 1), (2, 3), (64, 64)])
 def test_pictures_of_extreme_shape_pass_through_and_back(
     draw_picture: Callable[..., Image.Image], image_size: tuple[int, int]
 ) -> None:
-    geometry = InputGeometry(64, 96).place(image_size)
-    padded = resize_and_pad(draw_picture(*image_size), geometry)
+    geometry = FitGeometry(64, 96).place(image_size)
+    padded = to_pixels(draw_picture(*image_size), geometry)[0]
     scaled_h, scaled_w = geometry.scaled_size
     assert padded.shape == (3, 64, 96)
     assert not padded[:, scaled_h:].any()
@@ -79,52 +57,47 @@ def test_pictures_of_extreme_shape_pass_through_and_back(
 
 def test_a_picture_of_the_input_size_is_not_resampled(draw_picture: Callable[..., Image.Image]) -> None:
     image = draw_picture(32, 48)
-    padded = resize_and_pad(image, InputGeometry(32, 48).place((32, 48)))
+    padded = to_pixels(image, FitGeometry(32, 48).place((32, 48)))[0]
     np.testing.assert_array_equal(padded.permute(1, 2, 0).numpy(), np.asarray(image))
 
 
-@pytest.mark.parametrize(
-    ("image_size", "max_side", "output_size"),
-    [
-        ((480, 640), None, (480, 640)),
-        ((480, 640), 320, (240, 320)),
-        ((640, 480), 320, (320, 240)),
-        ((480, 640), 640, (480, 640)),
-        ((480, 640), 1000, (480, 640)),
-        ((5, 200), 100, (2, 100)),
-        ((1, 20000), 10, (1, 10)),
-    ],
-)
-def test_max_side_shrinks_results_and_never_enlarges_them(
-    image_size: tuple[int, int], max_side: int | None, output_size: tuple[int, int]
-) -> None:
-    geometry = InputGeometry(64, 64).place(image_size, max_side)
-    assert geometry.output_size == output_size
-    assert geometry.image_size == image_size
-    assert geometry.scaled_size == InputGeometry(64, 64).place(image_size).scaled_size
-    assert geometry.to_output(torch.zeros(1, 16, 16)).shape == (1, *output_size)
+def test_windows_equal_those_of_pmt(read_golden: ReadGolden) -> None:
+    facts, tensors = read_golden("post_semantic")
+    picture = as_picture(tensors["image_u8.0"])
+    geometry = WindowGeometry(facts["img_size"][0]).place((picture.height, picture.width))
+    assert torch.equal(to_pixels(picture, geometry), tensors["crops_u8"])
 
 
-def test_maps_are_resized_twice_with_the_padding_cut_between() -> None:
-    geometry = InputGeometry(64, 64).place((50, 100))
-    maps = torch.randn(3, 16, 16)
-    on_input = F.interpolate(maps[None], size=(64, 64), mode="bilinear", align_corners=False)
-    expected = F.interpolate(on_input[:, :, :32, :64], size=(50, 100), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(geometry.to_output(maps), expected, atol=0, rtol=0)
+def test_every_window_is_filled_and_nothing_is_padded() -> None:
+    image = Image.new("RGB", (300, 100), (1, 2, 3))
+    geometry = WindowGeometry(64).place((100, 300))
+    pixels = to_pixels(image, geometry)
+    assert pixels.shape == (3, 3, 64, 64)
+    assert pixels.amin() == 1
 
 
-def test_nothing_of_the_padding_reaches_the_output() -> None:
-    geometry = InputGeometry(64, 64).place((32, 64))
-    maps = torch.zeros(1, 64, 64)
-    maps[:, 32:] = 1e6
-    assert not geometry.to_output(maps).any()
+def test_padding_with_the_mean_standardises_to_exactly_zero() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    geometry = ShortestEdgeGeometry(40).place((30, 60))
+    assert (geometry.scaled_size, geometry.input_size) == ((40, 80), (64, 96))
+    pixels = to_pixels(Image.new("RGB", (60, 30), (255, 255, 255)), geometry)
+    padded = pad_with_mean(pixels, [geometry], mean)
+    standardised = (padded - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    assert not standardised[:, :, 40:].any()
+    assert not standardised[:, :, :, 80:].any()
+    assert (padded[:, :, :40, :80] == 1).all()
 
 
-def test_half_precision_maps_come_back_in_float32() -> None:
-    geometry = InputGeometry(16, 16).place((16, 16))
-    assert geometry.to_output(torch.zeros(1, 16, 16, dtype=torch.float16)).dtype == torch.float32
+def test_black_padding_leaves_the_bytes_as_they_are(draw_picture: Callable[..., Image.Image]) -> None:
+    geometry = FitGeometry(64, 64).place((30, 60))
+    pixels = to_pixels(draw_picture(30, 60), geometry)
+    assert pad_with_mean(pixels, [geometry], (0.5, 0.5, 0.5)) is pixels
 
 
-def test_equal_geometries_are_one_key_for_the_planner() -> None:
-    assert {InputGeometry(64, 96): "pass"}[InputGeometry(64, 96)] == "pass"
-    assert InputGeometry(64, 96) != InputGeometry(96, 64)
+def test_each_picture_of_a_batch_gets_the_padding_of_its_own_rule(draw_picture: Callable[..., Image.Image]) -> None:
+    fit, shortest = FitGeometry(64, 96).place((30, 60)), ShortestEdgeGeometry(40).place((30, 60))
+    pixels = torch.cat([to_pixels(draw_picture(30, 60), geometry) for geometry in (fit, shortest)])
+    black, mean = pad_with_mean(pixels, [fit, shortest], (0.5, 0.5, 0.5))
+    assert not black[:, 48:].any()
+    assert (mean[:, 40:] == 0.5).all()
+    torch.testing.assert_close(black[:, :48], pixels[0, :, :48] / 255, atol=0, rtol=0)

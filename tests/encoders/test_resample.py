@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders.key_map import CheckpointError
 from encoders.resample import resample_patch_kernel, resample_positions
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
@@ -61,6 +62,19 @@ def test_half_precision_positions_stay_half() -> None:
 def test_a_kernel_of_the_wanted_size_is_returned_unchanged() -> None:
     kernel = torch.randn(2, 3, 14, 14)
     assert resample_patch_kernel(kernel, 14) is kernel
+    assert resample_patch_kernel(kernel, None) is kernel
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 14, 16), (2, 588), (0, 3, 14, 14)])
+@pytest.mark.parametrize("patch_size", [16, None])
+def test_what_is_no_kernel_of_square_patches_is_refused(shape: tuple[int, ...], patch_size: int | None) -> None:
+    with pytest.raises(CheckpointError, match=r"must be \[C, 3, p, p\], not \[") as error:
+        resample_patch_kernel(torch.zeros(shape), patch_size)
+    assert str(list(shape)) in str(error.value)
+
+
+def test_half_precision_kernels_stay_half() -> None:
+    assert resample_patch_kernel(torch.randn(2, 3, 8, 8).half(), 10).dtype == torch.float16
 
 
 @pytest.mark.parametrize("patch_size", [16, 20])

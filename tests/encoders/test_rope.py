@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders.rope import apply_rope, patch_rope
+from encoders.rope import apply_rope, patch_rope, rope_frequencies
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
 
@@ -56,6 +56,12 @@ def test_rotation_pairs_the_two_halves_and_keeps_lengths() -> None:
 
 def test_rotation_keeps_the_dtype_of_the_tokens() -> None:
     assert apply_rope(torch.randn(1, 1, 4, 8, dtype=torch.bfloat16), patch_rope((2, 2), 8)).dtype == torch.bfloat16
+
+
+def test_frequencies_are_the_inverse_of_metas_periods() -> None:
+    head_dim = 64
+    periods = 100.0 ** (2 * torch.arange(head_dim // 4) / (head_dim // 2))
+    torch.testing.assert_close(1 / rope_frequencies(head_dim), periods)
 
 
 def test_head_dim_that_four_does_not_divide_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The encoder's forward: equal to the published implementations, and sparing with blocks."""
+"""The encoder's forward: equal to PMT's, and sparing with blocks (`test_naming` holds it to transformers)."""
 
 from __future__ import annotations
 
@@ -8,81 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
-from encoders.checkpoints import build_encoder, load_encoder
+from encoders.checkpoints import build_encoder
 from encoders.vit import VisionTransformer
 
 ReadGolden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-DINOV2 = SIZES | {"patch_size": 14, "image_size": 70, "mlp_ratio": 2}
-ORACLES: dict[str, Callable[[], Any]] = {
-    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2)),
-    "dinov2_swiglu": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2, use_swiglu_ffn=True)),
-    "dinov2_registers": lambda: transformers.Dinov2WithRegistersModel(
-        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=4)
-    ),
-    "dinov2_registers_swiglu": lambda: transformers.Dinov2WithRegistersModel(
-        transformers.Dinov2WithRegistersConfig(**DINOV2, num_register_tokens=4, use_swiglu_ffn=True)
-    ),
-    "dinov3": lambda: transformers.DINOv3ViTModel(
-        transformers.DINOv3ViTConfig(**SIZES, patch_size=16, intermediate_size=64, num_register_tokens=4)
-    ),
-}
-GRIDS = [(5, 5), (1, 1), (4, 6), (9, 2), (3, 7), (11, 8)]
-"""(grid_h, grid_w): that of the learned positions, one patch, and odd and even ones on both sides of it."""
-
-
-@pytest.fixture(scope="module", params=ORACLES)
-def oracle_and_ours(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Any, VisionTransformer]:
-    """A transformers model with random weights, and ours, loaded from the directory that it saved."""
-    transformers.utils.logging.disable_progress_bar()
-    oracle = ORACLES[request.param]().eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in oracle.named_parameters():
-            gain = "lambda1" in name or ("norm" in name and name.endswith("weight"))
-            parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator) + gain)
-    directory = tmp_path_factory.mktemp(request.param)
-    oracle.save_pretrained(directory)
-    return oracle, load_encoder(directory, num_heads=4)
-
-
-def constant(channels: tuple[float, float, float]) -> Tensor:
-    """A value per colour channel, to be applied to [B, 3, H, W]."""
-    return torch.tensor(channels).view(1, 3, 1, 1)
-
-
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
-@torch.no_grad()
-def test_every_block_equals_transformers(oracle_and_ours: tuple[Any, VisionTransformer], grid: tuple[int, int]) -> None:
-    oracle, ours = oracle_and_ours
-    images = torch.rand(2, 3, grid[0] * ours.spec.patch_size, grid[1] * ours.spec.patch_size)
-    features = ours(images, range(ours.spec.depth))
-    expected = oracle(
-        (images - constant(ours.config.pixel_mean)) / constant(ours.config.pixel_std), output_hidden_states=True
-    )
-    final_norm = oracle.norm if hasattr(oracle, "norm") else oracle.layernorm
-    assert features.grid_size == grid
-    assert len(expected.hidden_states) == ours.spec.depth + 1
-    for index in range(ours.spec.depth):
-        torch.testing.assert_close(
-            features.tokens(index), final_norm(expected.hidden_states[index + 1]), atol=1e-4, rtol=0
-        )
-    torch.testing.assert_close(features.tokens(ours.spec.depth - 1), expected.last_hidden_state, atol=1e-4, rtol=0)
-
-
-def test_spec_is_read_off_the_saved_model(oracle_and_ours: tuple[Any, VisionTransformer]) -> None:
-    oracle, ours = oracle_and_ours
-    config = oracle.config
-    registers = getattr(config, "num_register_tokens", 0)
-    assert (ours.spec.embed_dim, ours.spec.depth, ours.spec.num_heads) == (32, 3, 4)
-    assert ours.spec.patch_size == config.patch_size
-    assert ours.spec.num_prefix_tokens == 1 + registers
-    assert ours.config.gated_mlp == getattr(config, "use_swiglu_ffn", False)
 
 
 @pytest.mark.parametrize("case", ["image_dinov2_tiny", "image_dinov3_tiny"])
@@ -132,6 +63,12 @@ def test_bytes_and_unit_floats_of_one_picture_give_equal_features(tiny_encoder: 
     images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     from_bytes, from_floats = tiny_encoder(images, [3]), tiny_encoder(images.float() / 255, [3])
     torch.testing.assert_close(from_bytes.tokens(3), from_floats.tokens(3))
+
+
+def test_standardisation_is_public(make_encoder: Callable[..., VisionTransformer]) -> None:
+    constants = {"pixel_mean": (0.1, 0.2, 0.3), "pixel_std": (0.4, 0.5, 0.6)}
+    encoder = make_encoder(**constants)
+    assert {"pixel_mean": encoder.pixel_mean, "pixel_std": encoder.pixel_std} == constants
 
 
 EVERY_BYTE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from decoders.base import Decoder, PostprocessOptions
+from decoders.base import Decoder, DecoderModule, PostprocessOptions
 from decoders.depth import DepthDecoder
 from decoders.labels import LabelSet, load_label_set
 from decoders.panoptic import PanopticDecoder
@@ -23,7 +23,7 @@ from decoders.results import DepthResult
 from decoders.training.recipes import save_head
 from encoders.checkpoints import load_encoder
 from encoders.features import EncoderFeatures
-from encoders.preprocess import ImageGeometry, InputGeometry
+from encoders.geometry import FitGeometry, ImageGeometry
 from encoders.vit import VisionTransformer
 from serving.bundles import Bundle
 from serving.config import Settings
@@ -32,10 +32,10 @@ from serving.planner import Head
 from serving.runner import RunPass
 from serving.service import SegmentationService
 
-COMMON = InputGeometry(56, 56)
+COMMON = FitGeometry(56, 56)
 
 
-class ProbeHead(nn.Module):
+class ProbeHead(DecoderModule):
     """A head without weights: answers the mean of its tokens as depth, and does what a test tells it to.
 
     Args:
@@ -207,8 +207,8 @@ def make_bundle(make_encoder: Callable[..., VisionTransformer]) -> Callable[...,
         }
         more = {}
         for task, value in given.items():
-            decoder, size = value if isinstance(value, tuple) else (value, COMMON.input_size)
-            more[task] = Head(task, decoder, InputGeometry(*size))
+            decoder, size = value if isinstance(value, tuple) else (value, COMMON.typical_size)
+            more[task] = Head(task, decoder, FitGeometry(*size))
         return Bundle(
             "tiny", encoder, more | heads if first else heads | more, ("panoptic", "depth"), {"panoptic": labels}
         )
@@ -237,7 +237,7 @@ def bundle_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY_BUNDLE: dict[str, Any] = {
     "name": "tiny",
-    "encoder": {"path": "encoder"},
+    "encoder": {"weights": "encoder"},
     "geometry": {"height": 56, "width": 56},
     "default_tasks": ["panoptic", "depth"],
     "tasks": {

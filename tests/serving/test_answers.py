@@ -12,11 +12,24 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from decoders.labels import LabelSet
-from decoders.results import DepthResult, PanopticResult, Result, Segment
+from decoders.masks import encode
+from decoders.results import (
+    ClassificationResult,
+    ClassScore,
+    DenseEmbeddingResult,
+    DepthResult,
+    EmbeddingResult,
+    InstanceResult,
+    PanopticResult,
+    Result,
+    Segment,
+    SemanticResult,
+)
 from serving.answers import parse_label_sets, parse_results
 from serving.bundles import Bundle
 from serving.http_gateway import create_app
-from serving.render import DEPTH_SCALE_M, overlay_png, prediction_json, result_png
+from serving.render import DEPTH_SCALE_M, PICTURE_KINDS, kind_of, overlay_png, prediction_json, result_png
+from serving.schemas import SegmentAnswer
 from serving.service import SegmentationService
 from serving.types import Prediction, Timing
 
@@ -67,16 +80,53 @@ def many_segments() -> PanopticResult:
     return panoptic(np.repeat(ids.reshape(HEIGHT, WIDTH // 4), 4, axis=1))
 
 
+def semantic() -> SemanticResult:
+    """Classes 0 and 6, void at the right."""
+    segment_map = np.full((HEIGHT, WIDTH), 7, dtype=np.int32)
+    segment_map[5:25, 10:30] = 1
+    segment_map[:, 50:] = 0
+    road = Segment(7, 6, "road", False, 0.7, 1600, (0, 0, 50, 40))
+    return SemanticResult(segment_map, (road, Segment(1, 0, "cat", True, 0.9, 400, (10, 5, 20, 20))))
+
+
+def instances(track_id: int | None = None) -> InstanceResult:
+    """Fifty random masks, which overlap, and an empty one."""
+    noise = np.random.default_rng(0).random((50, HEIGHT, WIDTH))
+    masks = [encode(mask) for mask in [*(noise > np.linspace(0.1, 1, 50)[:, None, None]), noise[0] > 1]]
+    segments = (
+        Segment(rank, rank % 5, f"label {rank % 5}", True, 1 / rank, mask.area(), mask.bbox(), track_id)
+        for rank, mask in enumerate(masks, 1)
+    )
+    return InstanceResult((HEIGHT, WIDTH), tuple(segments), tuple(masks))
+
+
+def dense_embedding() -> DenseEmbeddingResult:
+    """Numbers that float16 holds."""
+    numbers = np.random.default_rng(0).standard_normal((3, 5, 7))
+    return DenseEmbeddingResult(numbers.astype(np.float16).astype(np.float32))
+
+
+ONE_OF_EACH: dict[str, Result] = {
+    "panoptic": two_segments(),
+    "semantic": semantic(),
+    "instance": instances(),
+    "depth": DepthResult(np.random.default_rng(0).uniform(0.001, 65, (HEIGHT, WIDTH)).astype(np.float32)),
+    "classification": ClassificationResult((ClassScore(817, "sports car", 0.6789), ClassScore(0, "tench", 1e-9))),
+    "embedding": EmbeddingResult(np.random.default_rng(0).standard_normal(384).astype(np.float32)),
+    "dense_embedding": dense_embedding(),
+}
+
+
 def assert_same(parsed: Result, result: Result) -> None:
-    if isinstance(result, PanopticResult):
-        assert isinstance(parsed, PanopticResult)
-        assert parsed.segments == result.segments
-        assert parsed.segment_map.dtype == result.segment_map.dtype == np.int32
-        np.testing.assert_array_equal(parsed.segment_map, result.segment_map)
-    else:
-        assert isinstance(parsed, DepthResult)
-        assert parsed.depth_m.dtype == result.depth_m.dtype == np.float32
-        np.testing.assert_allclose(parsed.depth_m, result.depth_m, rtol=1e-6, atol=DEPTH_SCALE_M / 2)
+    assert type(parsed) is type(result)
+    for name, value in vars(result).items():
+        other = getattr(parsed, name)
+        if isinstance(value, np.ndarray):
+            assert other.dtype == value.dtype
+            atol = DEPTH_SCALE_M / 2 if isinstance(result, DepthResult) else 0
+            np.testing.assert_allclose(other, value, rtol=1e-6 if atol else 0, atol=atol)
+        else:
+            assert other == value
 
 
 @pytest.mark.parametrize(
@@ -100,17 +150,54 @@ def test_a_result_that_is_smaller_than_the_picture_keeps_its_size() -> None:
     assert_same(parse_results(answer_of({"panoptic": result}, image_size=(80, 120)))["panoptic"], result)
 
 
-def test_depth_is_read_back_to_half_a_millimetre() -> None:
-    depth_m = np.random.default_rng(0).uniform(0.001, 65, (HEIGHT, WIDTH)).astype(np.float32)
-    assert_same(parse_results(answer_of({"depth": DepthResult(depth_m)}))["depth"], DepthResult(depth_m))
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_result_of_any_kind_is_read_back_as_it_was(kind: str) -> None:
+    """Depth to half a millimetre, a dense embedding to half precision, all else to the last bit."""
+    assert_same(parse_results(answer_of({"task": ONE_OF_EACH[kind]}))["task"], ONE_OF_EACH[kind])
+
+
+def test_a_result_is_read_through_the_documented_model_as_well() -> None:
+    documented = SegmentAnswer.model_validate(answer_of(ONE_OF_EACH)).model_dump()
+    for kind, parsed in parse_results(documented).items():
+        assert_same(parsed, ONE_OF_EACH[kind])
 
 
 def test_all_tasks_of_an_answer_are_read() -> None:
-    results = {"a": two_segments(), "b": DepthResult(np.ones((HEIGHT, WIDTH), np.float32)), "c": two_segments()}
+    results = {"a": ONE_OF_EACH["panoptic"], "b": ONE_OF_EACH["instance"], "c": ONE_OF_EACH["panoptic"]}
     parsed = parse_results(answer_of(results))
     assert list(parsed) == ["a", "b", "c"]
     for task, result in results.items():
         assert_same(parsed[task], result)
+
+
+def test_tracks_are_read_back() -> None:
+    assert_same(parse_results(answer_of({"video": instances(track_id=12)}))["video"], instances(track_id=12))
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        SemanticResult(np.zeros((HEIGHT, WIDTH), np.int32), ()),
+        InstanceResult((HEIGHT, WIDTH), (), ()),
+        ClassificationResult(()),
+    ],
+)
+def test_a_result_that_holds_nothing_keeps_its_kind_and_size(nothing: Result) -> None:
+    assert_same(parse_results(answer_of({"task": nothing}))["task"], nothing)
+
+
+def test_dense_embeddings_lose_half_precision_and_no_more() -> None:
+    vectors = np.random.default_rng(0).uniform(-9, 9, (4, 6, 32)).astype(np.float32)
+    parsed = parse_results(answer_of({"dense": DenseEmbeddingResult(vectors)}))["dense"]
+    assert isinstance(parsed, DenseEmbeddingResult)
+    np.testing.assert_allclose(parsed.vectors, vectors, rtol=2**-11, atol=2**-25)
+
+
+def test_instance_masks_stay_run_lengths_of_the_results_size() -> None:
+    parsed = parse_results(answer_of({"i": instances()}, image_size=(80, 120)))["i"]
+    assert isinstance(parsed, InstanceResult)
+    assert parsed.image_size == (HEIGHT, WIDTH)
+    assert parsed.masks == instances().masks
 
 
 def test_an_answer_without_results_has_none() -> None:
@@ -121,15 +208,16 @@ def test_what_is_read_back_is_drawn_as_what_was_sent(label_set: LabelSet, draw_p
     rows = np.repeat(np.linspace(1, 9, WIDTH, dtype=np.float32)[None], HEIGHT, axis=0)
     millimetres = DepthResult((np.rint(rows * 1000) * DEPTH_SCALE_M).astype(np.float32))
     picture = draw_picture(80, 120)
-    for result in (two_segments(), millimetres):
+    for result in (two_segments(), instances(), millimetres):
+        assert kind_of(result) in PICTURE_KINDS
         parsed = parse_results(answer_of({"task": result}))["task"]
         assert result_png(parsed) == result_png(result)
         assert overlay_png(parsed, picture, label_set) == overlay_png(result, picture, label_set)
 
 
 def test_a_result_of_an_unknown_kind_is_told_with_its_task() -> None:
-    answer = {"image": {"height": 4, "width": 4}, "results": {"flow": {"vectors": [], "unit": "px"}}}
-    with pytest.raises(ValueError, match=r"task 'flow' is of no known kind; its fields: vectors, unit"):
+    answer = {"image": {"height": 4, "width": 4}, "results": {"move": {"kind": "flow", "vectors": [], "unit": "px"}}}
+    with pytest.raises(ValueError, match=r"task 'move' is of unknown kind 'flow'; its fields: kind, vectors, unit"):
         parse_results(answer)
 
 

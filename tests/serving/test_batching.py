@@ -16,8 +16,10 @@ def queue_of(*entries: Entry[str], size: int = 4, wait_s: float = 10.0) -> Batch
     return queue
 
 
-def entry(item: str, at_s: float = 0.0, key: Hashable = "key", deadline_s: float | None = None) -> Entry[str]:
-    return Entry(item, key, at_s, deadline_s)
+def entry(
+    item: str, at_s: float = 0.0, key: Hashable = "key", deadline_s: float | None = None, size: int = 1
+) -> Entry[str]:
+    return Entry(item, key, at_s, deadline_s, size)
 
 
 def popped(queue: BatchQueue[str], now_s: float) -> list[str]:
@@ -174,3 +176,22 @@ def test_at_the_time_it_names_pop_has_something_to_hand_out() -> None:
 def test_limits_out_of_range_are_refused(size: int, wait_s: float) -> None:
     with pytest.raises(ValueError, match="out of range"):
         BatchPolicy(size, wait_s)
+
+
+def test_a_batch_is_full_by_the_sizes_of_its_entries() -> None:
+    queue = queue_of(entry("a", size=2), entry("b", size=1), entry("c", size=2), size=4)
+    assert popped(queue, 0) == ["a", "b"]
+    assert popped(queue, 0) == []
+    assert popped(queue, 10) == ["c"]
+
+
+def test_an_entry_that_alone_passes_the_limit_runs_alone() -> None:
+    queue = queue_of(entry("long", size=9), entry("short"), size=4)
+    assert popped(queue, 0) == ["long"]
+    assert popped(queue, 10) == ["short"]
+
+
+def test_a_large_entry_is_not_overtaken_by_small_ones_behind_it() -> None:
+    queue = queue_of(entry("a", size=3), entry("large", size=3), entry("small"), size=4)
+    assert popped(queue, 10) == ["a"]
+    assert popped(queue, 10) == ["large", "small"]

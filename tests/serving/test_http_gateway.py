@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
+from decoders.embedding import EmbeddingDecoder
 from serving import http_gateway
 from serving.bundles import Bundle
 from serving.http_gateway import create_app
@@ -721,3 +722,14 @@ def test_an_answer_is_plain_json_without_nan(client: TestClient, photo: bytes) -
         pytest.fail(f"{constant} is no JSON")
 
     json.loads(client.post("/segment", content=photo, headers=PNG).text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("form", ["png", "overlay"])
+def test_a_task_that_has_no_map_is_refused_as_a_picture_before_it_runs(
+    form: str, make_bundle: Callable[..., Bundle], make_service: Callable[..., SegmentationService]
+) -> None:
+    bundle = make_bundle(vector=EmbeddingDecoder(make_bundle().encoder.spec))
+    response = client_of(make_service(bundle)).post(f"/segment?tasks=vector&format={form}", content=b"never looked at")
+    assert response.status_code == 400
+    assert response.json()["detail"] == f"a result of kind 'embedding' has no format={form}"
+    assert response.json()["remedy"] == "ask with format=json or npz"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from encoders.preprocess import InputGeometry
-from serving.planner import EncoderPass, Head, plan, taps
+from encoders.geometry import FitGeometry
+from serving.planner import EncoderPass, Head, Taps, plan, taps
 
-COMMON, LARGE, WIDE = InputGeometry(56, 56), InputGeometry(112, 112), InputGeometry(56, 112)
+COMMON, LARGE, WIDE = FitGeometry(56, 56), FitGeometry(112, 112), FitGeometry(56, 112)
 
 
 @pytest.fixture
@@ -51,5 +51,6 @@ def test_no_tasks_need_no_pass(heads: dict[str, Head]) -> None:
 
 
 def test_taps_are_the_ascending_union_of_what_the_tasks_read(heads: dict[str, Head]) -> None:
-    assert taps(["fine"], heads) == (2,)
-    assert taps(["depth", "panoptic"], heads) == (0, 1, 2)
+    assert taps(["fine"], heads) == Taps((2,), ())
+    heads["depth"].decoder.hidden_indices = (2, 1)
+    assert taps(["depth", "panoptic"], heads) == Taps((0, 1, 2), (1, 2))

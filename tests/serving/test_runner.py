@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 from serving.batching import BatchPolicy
 from serving.engine import PassInput, PassOutput, PassReport
 from serving.errors import DeadlineExceededError, InternalError, UnavailableError
@@ -33,7 +33,7 @@ class Clock:
 
 def picture(name: str, side: int = 56) -> PassInput:
     """An input that is known by the only task it asks for."""
-    return PassInput(torch.zeros(3, side, side), InputGeometry(side, side).place((side, side)), (name,))
+    return PassInput(torch.zeros(1, 3, side, side), FitGeometry(side, side).place((side, side)), (name,))
 
 
 def run_pass(inputs: Sequence[PassInput]) -> list[PassOutput]:
@@ -104,8 +104,8 @@ def test_pictures_that_queue_while_the_accelerator_is_busy_run_together_by_input
 
 
 def test_pictures_of_equal_area_but_another_shape_do_not_run_together(held: PassRunner, gate: Any) -> None:
-    tall = PassInput(torch.zeros(3, 112, 56), InputGeometry(112, 56).place((112, 56)), ("tall",))
-    wide = PassInput(torch.zeros(3, 56, 112), InputGeometry(56, 112).place((56, 112)), ("wide",))
+    tall = PassInput(torch.zeros(1, 3, 112, 56), FitGeometry(112, 56).place((112, 56)), ("tall",))
+    wide = PassInput(torch.zeros(1, 3, 56, 112), FitGeometry(56, 112).place((56, 112)), ("wide",))
     futures = [held.submit(tall), held.submit(wide)]
     gate.opened.set()
     assert [name_of(future) for future in futures] == ["tall", "wide"]

@@ -33,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
 START_S, STOP_S = 120, 90
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "polyhead-foreground"
 POLYHEAD = str(Path(sys.executable).parent / "polyhead")
 PNG = {"Content-Type": "image/png"}
 TASKS = {"tasks": "panoptic,depth"}
@@ -124,15 +125,39 @@ def wait_until_ready(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def outside_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of docs/add-a-decoder.md, installed by pip into a folder of its own."""
+    source, target = tmp_path_factory.mktemp("source") / EXAMPLE.name, tmp_path_factory.mktemp("site")
+    shutil.copytree(EXAMPLE, source)  # building leaves files beside the source
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True, timeout=120)
+    return target
+
+
+@pytest.fixture(scope="module")
+def extended_bundle(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's bundle, on top of the tiny one instead of the demo."""
+    folder = tmp_path_factory.mktemp("extended")
+    text = (EXAMPLE / "bundle.yaml").read_text().replace("extends: demo", f"extends: {bundle_file}")
+    (folder / "bundle.yaml").write_text(text.replace("[panoptic, foreground]", "[panoptic, depth]"))
+    shutil.copy(EXAMPLE / "labels.yaml", folder)
+    return folder / "bundle.yaml"
+
+
+@pytest.fixture(scope="module")
+def server(extended_bundle: Path, outside_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of this module; it is interrupted at the end as Ctrl-C does it, and waited for."""
     log = tmp_path_factory.mktemp("server") / "output.txt"
     http_port, grpc_port = free_ports(2)
     ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
-    command = [POLYHEAD, "serve", "--bundle", str(bundle_file), *ports]
+    command = [POLYHEAD, "serve", "--bundle", str(extended_bundle), *ports]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment() | {"PYTHONPATH": str(outside_package)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     running = Server(process, http_port, grpc_port, log)
     try:
@@ -202,6 +227,19 @@ def test_two_tasks_are_answered_from_one_encoder_pass(server: Server, photo: byt
     assert answer["errors"] == {}
     assert answer["timing"]["encoder_passes"] == 1
     assert answer["image"] == {"height": 60, "width": 90}
+
+
+def test_a_head_of_an_outside_package_is_served_beside_the_built_in_ones_on_one_pass(
+    server: Server, photo: bytes
+) -> None:
+    answer = server.segment(photo, status=200, params={"tasks": "panoptic,foreground"}).json()
+    assert answer["errors"] == {}
+    assert answer["timing"]["encoder_passes"] == 1
+    assert {segment["label"] for segment in answer["results"]["foreground"]["segments"]} == {"background", "foreground"}
+    assert sum(segment["area"] for segment in answer["results"]["foreground"]["segments"]) == 60 * 90
+    [task] = [task for task in server.client.get("/tasks").json()["tasks"] if task["name"] == "foreground"]
+    assert task["kind"] == "semantic"
+    assert [label["name"] for label in task["labels"]] == ["background", "foreground"]
 
 
 def test_the_command_that_the_server_prints_works(server: Server, photo: bytes, tmp_path: Path) -> None:
@@ -286,7 +324,7 @@ def test_health_is_told_over_http_and_grpc(server: Server) -> None:
 def test_the_pages_are_served(server: Server) -> None:
     for path in ("/", "/docs", "/openapi.json", "/tasks"):
         assert server.client.get(path).status_code == 200, path
-    assert server.client.get("/tasks").json()["bundle"] == "tiny"
+    assert server.client.get("/tasks").json()["bundle"] == "with-foreground"
 
 
 def test_the_command_line_writes_what_the_server_answers(server: Server, photo: bytes, tmp_path: Path) -> None:

@@ -323,10 +323,10 @@ def test_the_rate_counts_the_pictures_of_a_batch_that_was_run_again_one_by_one(
             await asyncio.sleep(0)
         forward = service.engine.bundle.encoder.forward
 
-        def fail(images: Any, out_indices: Any) -> Any:
+        def fail(images: Any, *indices: Any) -> Any:
             if len(images) > 1:
                 raise RuntimeError("one at a time, please")
-            return forward(images, out_indices)
+            return forward(images, *indices)
 
         monkeypatch.setattr(service.engine.bundle.encoder, "forward", fail)
         gate.opened.set()

@@ -10,7 +10,7 @@ from PIL import Image
 from decoders.training.data import DepthSample
 from decoders.training.depth import depth_loss, depth_target
 from decoders.training.views import View
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 
 # The square root under the loss is held 1e-4 above zero, for the sake of its gradient.
 ZERO = pytest.approx(0, abs=2e-4)
@@ -73,7 +73,7 @@ def sample_of(depth: np.ndarray) -> DepthSample:
 
 def target_of(depth: np.ndarray, view: View, size: tuple[int, int] = (4, 4)) -> torch.Tensor:
     left, top, right, bottom = view.box
-    return depth_target(sample_of(depth), view, InputGeometry(16, 16).place((bottom - top, right - left)), size)
+    return depth_target(sample_of(depth), view, FitGeometry(16, 16).place((bottom - top, right - left)), size)
 
 
 def test_target_is_the_mean_depth_of_a_cell() -> None:
@@ -111,6 +111,6 @@ def test_a_magnified_crop_looks_nearer() -> None:
 
 def test_magnification_is_that_of_the_network_input_when_it_is_not_square() -> None:
     # 8 x 8 fits 16 x 32 by 2; its upper half, 4 x 8, by 4: twice as large, so twice as near.
-    geometry = InputGeometry(16, 32).place((4, 8))
+    geometry = FitGeometry(16, 32).place((4, 8))
     target = depth_target(sample_of(np.full((8, 8), 6.0)), View((0, 0, 8, 4)), geometry, (4, 8))
     torch.testing.assert_close(target, torch.full((4, 8), 3.0))

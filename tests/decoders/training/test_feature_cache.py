@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from decoders.training.feature_cache import FeatureCache
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry
 from encoders.vit import VisionTransformer
 
-GEOMETRY = InputGeometry(16, 24)
+GEOMETRY = FitGeometry(16, 24)
 
 
 class Pictures:
@@ -79,7 +79,7 @@ def test_whatever_changes_the_features_is_another_entry(
 ) -> None:
     def encode(changed: str | None) -> list[int]:
         encoder = make_encoder(revision="other" if changed == "revision" else "random")
-        geometry = InputGeometry(24, 16) if changed == "geometry" else GEOMETRY
+        geometry = FitGeometry(24, 16) if changed == "geometry" else GEOMETRY
         pictures = Pictures()
 
         def load(index: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from decoders.training.data import PanopticSample
 from decoders.training.panoptic import MaskTarget, mask_target, match, set_loss
 from decoders.training.views import View
-from encoders.preprocess import InputGeometry
+from encoders.geometry import FitGeometry, InputGeometry
 
 SIZE = (4, 6)
 
@@ -172,7 +172,7 @@ def sample() -> PanopticSample:
 
 def place(view: View) -> tuple[InputGeometry, tuple[int, int]]:
     left, top, right, bottom = view.box
-    return InputGeometry(16, 24), (bottom - top, right - left)
+    return FitGeometry(16, 24), (bottom - top, right - left)
 
 
 def test_targets_leave_out_crowds_specks_and_segments_out_of_view(sample: PanopticSample) -> None:

@@ -25,7 +25,8 @@ from decoders.training.feature_cache import FeatureCache
 from decoders.training.recipes import fit_depth, fit_panoptic, save_head
 from decoders.training.schedule import Schedule
 from decoders.training.views import View
-from encoders.preprocess import InputGeometry, resize_and_pad
+from encoders.geometry import FitGeometry
+from encoders.preprocess import to_pixels
 from encoders.vit import VisionTransformer
 
 SCHEDULE = Schedule(views_per_picture=2, least_side=0.6, steps=30, batch_size=3, learning_rate=1e-2, seed=1)
@@ -68,7 +69,7 @@ def fit(request: pytest.FixtureRequest, label_set: LabelSet, tmp_path: Path) -> 
     def run(encoder: VisionTransformer, schedule: Schedule = SCHEDULE) -> tuple[nn.Module, Reports]:
         reports: Reports = []
         torch.manual_seed(0)
-        cache = FeatureCache(tmp_path / "cache", encoder, InputGeometry(32, 40), (1, 3))
+        cache = FeatureCache(tmp_path / "cache", encoder, FitGeometry(32, 40), (1, 3))
         if request.param == "panoptic":
             head: nn.Module = PanopticDecoder(
                 encoder.spec, label_set=label_set, out_indices=(1, 3), num_queries=5, num_blocks=1
@@ -129,7 +130,7 @@ def test_features_and_targets_show_the_same_view(
     trained: list[tuple[np.ndarray, torch.Tensor, Schedule]] = []
     monkeypatch.setattr(recipes, "random_view", lambda *_, **__: view)
     monkeypatch.setattr(recipes, "train_depth", lambda head, cache, *data, **_: trained.append(data))
-    cache = FeatureCache(tmp_path, tiny_encoder, InputGeometry(32, 40), (1, 3))
+    cache = FeatureCache(tmp_path, tiny_encoder, FitGeometry(32, 40), (1, 3))
     head = DepthDecoder(tiny_encoder.spec, out_indices=(1, 3), hidden_dim=8, num_bins=8)
     samples = depth_samples()
     recipes.fit_depth(head, samples, cache, SCHEDULE, lambda *_: None)
@@ -139,14 +140,14 @@ def test_features_and_targets_show_the_same_view(
     assert len(array) == len(targets) == SCHEDULE.views_per_picture * len(samples)
     for row in range(len(targets)):
         sample = samples[row % len(samples)]
-        seen = tiny_encoder(resize_and_pad(view.apply(sample.image), geometry)[None], (1, 3))
+        seen = tiny_encoder(to_pixels(view.apply(sample.image), geometry), (1, 3))
         torch.testing.assert_close(cache.features(array, [row]).tokens(3), seen.tokens(3), atol=2e-2, rtol=2e-3)
         wanted = depth_target(sample, view, geometry, (8, 10))
         torch.testing.assert_close(targets[row], wanted, atol=0, rtol=0, equal_nan=True)
 
 
 def test_other_pictures_under_the_same_names_are_encoded_anew(tmp_path: Path, tiny_encoder: VisionTransformer) -> None:
-    cache = FeatureCache(tmp_path, tiny_encoder, InputGeometry(32, 40), (1, 3))
+    cache = FeatureCache(tmp_path, tiny_encoder, FitGeometry(32, 40), (1, 3))
     stages: list[str] = []
     for samples in (
         depth_samples(),

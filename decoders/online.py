@@ -1,0 +1,86 @@
+"""PMT's online video decoder: the queries of a frame are carried into the next, as state that belongs to the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoders.plain_mask_decoder import PlainMaskDecoder
+from encoders.features import EncoderFeatures, EncoderSpec
+
+
+class OnlineMaskDecoder(PlainMaskDecoder):
+    """A Plain Mask Decoder whose queries come from the frame before. Nothing of a stream is kept on the module.
+
+    Args:
+        spec, sizes: as in `PlainMaskDecoder`.
+    """
+
+    def __init__(self, spec: EncoderSpec, **sizes: Any) -> None:
+        super().__init__(spec, **sizes)
+        self.query_updater = nn.Linear(spec.embed_dim, spec.embed_dim)
+
+    def step(self, features: EncoderFeatures, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame of each of B streams.
+
+        Args:
+            features: of the frames.
+            queries: [B, Q, C], what `step` returned for each stream's frame before; None: every stream begins.
+
+        Returns:
+            (mask_logits, class_logits as in `PlainMaskDecoder.forward`; queries for the next frame, [B, Q, C]).
+        """
+        tokens = self.decode(features, queries)
+        mask_logits, class_logits = self.predict(tokens, features.grid_size)
+        return mask_logits, class_logits, self.query_updater(tokens[:, : self.num_queries]) + self.queries
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What one stream carries from frame to frame.
+
+    Attributes:
+        queries: [Q, C], they replace the learned ones in the next frame.
+        class_logits: [Q, K + 1] float32, the mean over the frames so far.
+        num_frames: seen so far.
+    """
+
+    queries: Tensor
+    class_logits: Tensor
+    num_frames: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the state holds."""
+        return self.queries.nbytes + self.class_logits.nbytes
+
+
+def stack_queries(states: Sequence[StreamState | None], learned: Tensor) -> Tensor | None:
+    """The queries of several streams as a batch [B, Q, C]; the learned ones for streams that begin (None)."""
+    if all(state is None for state in states):
+        return None
+    return torch.stack([learned if state is None else state.queries for state in states])
+
+
+def advance(
+    states: Sequence[StreamState | None], queries: Tensor, class_logits: Tensor, window: int | None
+) -> list[StreamState]:
+    """The states after a frame.
+
+    Args:
+        states: before it; None: the stream began with it.
+        queries: [B, Q, C] from `OnlineMaskDecoder.step`.
+        class_logits: [B, Q, K + 1] of this frame.
+        window: frames that the running mean remembers about; None: the whole stream, as PMT's evaluation of a clip.
+    """
+    after = []
+    for state, row, logits in zip(states, queries, class_logits.float(), strict=True):
+        seen = 1 if state is None else state.num_frames + 1
+        mean = logits if state is None else torch.lerp(state.class_logits, logits, 1 / min(seen, window or seen))
+        # Copies: a row of a batch would keep the whole batch alive for as long as the stream lives.
+        after.append(StreamState(row.clone(), mean.clone(), seen))
+    return after
