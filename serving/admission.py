@@ -6,6 +6,8 @@ Pure: time and load are passed in.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from serving.errors import OverloadedError
 
@@ -67,6 +69,15 @@ class Admission:
         """Let a picture in; `leave` must follow. Raises as `check` does."""
         self.check(timeout_s)
         self.inside += 1
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Count a frame of a stream while it is before the encoder; what a stream may send is limited elsewhere."""
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """A picture has left, answered or not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from decoders.base import RawOutput
+from decoders.online import StreamState
 from decoders.results import Result
+from decoders.video import StreamDecoder
 from encoders.features import EncoderFeatures
 from encoders.geometry import ImageGeometry
 from encoders.preprocess import pad_with_mean, to_pixels
@@ -53,11 +55,13 @@ class PassInput:
         pixels: [V, 3, H, W] uint8 RGB, resized, and padded or cut into V windows (V is 1 without windows).
         geometry: where the picture lies in it.
         tasks: heads that read this pass.
+        states: what heads that remember left after the stream's last frame; a task that is absent begins.
     """
 
     pixels: Tensor
     geometry: ImageGeometry
     tasks: tuple[str, ...]
+    states: Mapping[str, StreamState] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,11 +89,13 @@ class PassOutput:
         report: of the run that served it, shared with the other pictures of its batch.
         raw: network output by task, this picture's row.
         errors: by task.
+        states: of heads that remember, after this frame; for the stream's next `PassInput`.
     """
 
     report: PassReport
     raw: dict[str, RawOutput] = field(default_factory=dict)
     errors: dict[str, PolyheadError] = field(default_factory=dict)
+    states: dict[str, StreamState] = field(default_factory=dict)
 
 
 class Engine:
@@ -102,6 +108,9 @@ class Engine:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.device = next(bundle.encoder.parameters()).device
+        self._remembering = {
+            task: head.decoder for task, head in bundle.heads.items() if isinstance(head.decoder, StreamDecoder)
+        }
 
     @classmethod
     def from_bundle(
@@ -193,8 +202,20 @@ class Engine:
             raise UnsupportedTaskError(f"no head for {wrong}; loaded: {loaded}", remedy=f"ask for some of: {loaded}")
         return asked
 
-    def prepare(self, image: Image.Image, tasks: Iterable[str], options: PredictOptions) -> list[PassInput]:
+    def prepare(
+        self,
+        image: Image.Image,
+        tasks: Iterable[str],
+        options: PredictOptions,
+        states: Mapping[str, StreamState] | None = None,
+    ) -> list[PassInput]:
         """Resize and pad or cut an RGB picture once for each encoder pass that the tasks need.
+
+        Args:
+            image: RGB.
+            tasks: heads to run.
+            options: output size.
+            states: of the stream that the picture is a frame of, by task.
 
         Raises:
             UnusableImageError: it would be cut into too many windows.
@@ -208,7 +229,8 @@ class Engine:
                     f"{', '.join(encoder_pass.tasks)}; at most {MAX_WINDOWS} are cut",
                     remedy="crop the picture, or ask for other tasks",
                 )
-            inputs.append(PassInput(to_pixels(image, geometry), geometry, encoder_pass.tasks))
+            own = {task: states[task] for task in encoder_pass.tasks if states and task in states}
+            inputs.append(PassInput(to_pixels(image, geometry), geometry, encoder_pass.tasks, own))
         return inputs
 
     def run_pass(self, inputs: Sequence[PassInput]) -> list[PassOutput]:
@@ -288,11 +310,15 @@ class Engine:
         together = [row for picture in rows for row in picture]
         try:
             with torch.no_grad():
-                raw = decoder(
-                    features.rows(
-                        together, decoder.out_indices, decoder.hidden_indices, copy=keep or len(numbers) > 1
-                    )
+                own = features.rows(
+                    together, decoder.out_indices, decoder.hidden_indices, copy=keep or len(numbers) > 1
                 )
+                if task in self._remembering:
+                    raw, states = self._remembering[task].step(own, [inputs[n].states.get(task) for n in numbers])
+                    for number, state in zip(numbers, states, strict=True):
+                        outputs[number].states[task] = state
+                else:
+                    raw = decoder(own)
             start = 0
             for number, picture in zip(numbers, rows, strict=True):
                 part = {name: tensor[start : start + len(picture)] for name, tensor in raw.items()}
@@ -307,6 +333,7 @@ class Engine:
                     self._run_head(task, features, inputs, [number], outputs, keep=True)
             else:
                 outputs[numbers[0]].raw.pop(task, None)
+                outputs[numbers[0]].states.pop(task, None)
                 outputs[numbers[0]].errors[task] = _head_failed(task, error)
 
     def _now(self) -> float:

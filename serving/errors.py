@@ -121,6 +121,14 @@ class DeadlineExceededError(PolyheadError):
     title = "Deadline exceeded"
 
 
+class StreamEvictedError(PolyheadError):
+    """A stream that the server ended: idle, not read, or one too many for the memory set aside."""
+
+    status = 409
+    grpc_status = "ABORTED"
+    title = "Stream ended by the server"
+
+
 class HeadFailedError(PolyheadError):
     """One head failed on this picture; the other tasks are not affected."""
 

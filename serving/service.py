@@ -21,6 +21,7 @@ from serving.errors import DeadlineExceededError, UnavailableError
 from serving.metrics import Metrics
 from serving.pictures import decode_picture
 from serving.runner import PassAnswer, PassRunner
+from serving.stream_registry import StreamRegistry
 from serving.types import Prediction, PredictOptions, Timing
 
 Value = TypeVar("Value")
@@ -40,6 +41,7 @@ class SegmentationService:
         spec = engine.bundle.encoder.spec
         self.metrics = Metrics(engine.bundle.name, spec.name, spec.revision)
         self.admission = Admission(settings.max_pictures_inside)
+        self.streams = StreamRegistry(self)
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="pictures")
         on_gpu = engine.device.type == "cuda"
         policy = BatchPolicy(
@@ -117,7 +119,7 @@ class SegmentationService:
             return (image.height, image.width), inputs
 
         image_size, inputs = await self.in_pool(prepare)
-        answers = await self._run_passes(inputs, deadline_s)
+        answers = await self.run_passes(inputs, deadline_s)
         for answer in answers:
             count_pass(timing, answer.output)
             timing.queue_ms = max(timing.queue_ms, 1e3 * answer.queue_s)
@@ -131,6 +133,26 @@ class SegmentationService:
         prediction = Prediction(image_size, inputs[0].geometry.output_size, results, errors, timing)
         self.metrics.count_prediction(prediction)
         return prediction
+
+    async def run_passes(self, inputs: Sequence[PassInput], deadline_s: float | None) -> list[PassAnswer]:
+        """Queue a picture's passes and wait for all of them; if the caller gives up, they leave the queue.
+
+        Args:
+            inputs: from `Engine.prepare`.
+            deadline_s: on `time.monotonic`.
+
+        Raises:
+            DeadlineExceededError: a pass was still waiting then.
+            UnavailableError: the replica is stopping.
+        """
+        futures: list[Future[PassAnswer]] = []
+        try:
+            for item in inputs:
+                futures.append(self._runner.submit(item, deadline_s))
+            return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+        finally:
+            for future in futures:
+                future.cancel()  # whoever still waits, waits for nobody
 
     async def in_pool(self, function: Callable[[], Value]) -> Value:
         """Run work that holds no accelerator in the picture threads."""
@@ -146,18 +168,9 @@ class SegmentationService:
         The host waits for requests under way first (Ray Serve does), since they need the event loop that this blocks.
         """
         self._draining = True
+        self.streams.end_all()
         self._runner.stop()
         self._pool.shutdown()
-
-    async def _run_passes(self, inputs: Sequence[PassInput], deadline_s: float) -> list[PassAnswer]:
-        futures: list[Future[PassAnswer]] = []
-        try:
-            for item in inputs:
-                futures.append(self._runner.submit(item, deadline_s))
-            return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
-        finally:
-            for future in futures:
-                future.cancel()  # whoever still waits, waits for nobody
 
     def _count_batch(self, outputs: Sequence[PassOutput], seconds: float) -> None:
         self.admission.rate.observe(len(outputs), seconds)

@@ -203,7 +203,7 @@ def test_examples_that_can_not_be_learned_from_are_told(
 def test_examples_for_a_head_that_learns_nothing_are_told(write: Callable[[Change], Path], tmp_path: Path) -> None:
     path = write(lambda content: content["tasks"].update(kind={"decoder": "embedding", "examples": "examples"}))
     (path.parent / "examples" / "cat").mkdir(parents=True)
-    with pytest.raises(BundleError, match="decoder 'embedding': .*label_set"):
+    with pytest.raises(BundleError, match=r"decoder 'embedding': .*label_set"):
         load_bundle(str(path), cache_dir=tmp_path)
 
 

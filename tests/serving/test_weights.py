@@ -781,6 +781,13 @@ def test_a_file_of_a_site_comes_once_and_its_sha256_is_told_and_written_down(
     assert len(site.asked) == 1
 
 
+def test_the_name_of_a_file_is_shown_as_it_is(site: Site, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.files["/heads/[red]head.pth"] = (WEIGHTS, {})
+    path = fetch(WebRef(f"{site.url}/heads/[red]head.pth"), cache)
+    assert path.name == "[red]head.pth"
+    assert capsys.readouterr().err.count("[red]head.pth") == 2  # beside the bar, and with the SHA-256
+
+
 def test_a_file_of_a_site_is_held_to_its_sha256(site: Site, head: WebRef, cache: Path, place: Path) -> None:
     said = failure(CheckpointError, lambda: fetch(head, cache, sha256="0" * 64))
     assert sha256(WEIGHTS) in said and "0" * 64 in said and "removed" in said

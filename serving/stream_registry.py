@@ -1,0 +1,98 @@
+"""All streams of a replica: how many, how much they may remember, and which must go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from serving.errors import OverloadedError, PolyheadError, StreamEvictedError, UnavailableError
+from serving.streams import FrameDecoder, StreamConfig, VideoStream
+
+if TYPE_CHECKING:
+    from serving.service import SegmentationService
+
+
+class StreamRegistry:
+    """Opens streams and ends those that are idle, or too many for the memory set aside.
+
+    Args:
+        service: of the replica; its settings hold the limits.
+    """
+
+    def __init__(self, service: SegmentationService) -> None:
+        self._service = service
+        self._streams: set[VideoStream] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that all streams keep between frames."""
+        return sum(stream.state_bytes for stream in self._streams)
+
+    @asynccontextmanager
+    async def open(self, config: StreamConfig, decoder: FrameDecoder) -> AsyncIterator[VideoStream]:
+        """A stream for as long as the caller holds it; everything of it is freed afterwards, however it ended.
+
+        Raises:
+            OverloadedError: there are as many streams as are let in.
+            UnavailableError: the replica is not ready.
+        """
+        self._service.check_ready()
+        limit = self._service.settings.max_streams
+        if len(self._streams) >= limit:
+            raise OverloadedError(
+                f"{limit} streams are open, as many as are let in",
+                remedy="close one, or raise POLYHEAD_MAX_STREAMS",
+                retry_after_s=self._service.settings.stream_idle_s,
+            )
+        stream = VideoStream(self._service, config, decoder, self._keep_within_memory)
+        self._streams.add(stream)
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep(), name="stream sweeper")
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+            await stream.close()
+
+    def end_all(self, error: PolyheadError | None = None) -> None:
+        """End every stream, since the replica stops; clients open another and begin without state."""
+        for stream in list(self._streams):
+            stream.evict(
+                error or UnavailableError("this replica is stopping", remedy="open a new stream", retry_after_s=1)
+            )
+
+    def evict_idle(self, now_s: float) -> None:
+        """End the streams on which nothing has happened for too long."""
+        idle_s = self._service.settings.stream_idle_s
+        for stream in list(self._streams):
+            if now_s - stream.active_s > idle_s:
+                what = "answers were not read" if stream.busy else "no frame came"
+                stream.evict(
+                    StreamEvictedError(
+                        f"{what} for {idle_s:g} s", remedy="open a new stream, or raise POLYHEAD_STREAM_IDLE_S"
+                    )
+                )
+
+    def _keep_within_memory(self, changed: VideoStream) -> None:
+        limit = self._service.settings.max_stream_state_bytes
+        while self.state_bytes > limit and len(self._streams) > 1:
+            oldest = min((s for s in self._streams if s is not changed), key=lambda stream: stream.active_s)
+            self._streams.discard(oldest)
+            oldest.evict(
+                StreamEvictedError(
+                    f"the streams of this replica remember more than {limit} bytes, and this one was idle the longest",
+                    remedy="open fewer streams, or raise POLYHEAD_MAX_STREAM_STATE_BYTES",
+                )
+            )
+
+    async def _sweep(self) -> None:
+        while self._streams:
+            await asyncio.sleep(min(1.0, self._service.settings.stream_idle_s / 4))
+            self.evict_idle(time.monotonic())
