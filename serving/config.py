@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(32 * 2**20, ge=1, description="Largest picture file.")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="Largest picture, width times height.")
     max_streams: int = Field(64, ge=1, description="Video streams of one replica.")
-    max_stream_state_bytes: int = Field(2**30, ge=1, description="Memory of all streams' states; the idlest goes first.")
+    max_stream_state_bytes: int = Field(2**30, ge=1, description="Memory of all streams' states.")
     stream_idle_s: float = Field(30.0, gt=0, description="A stream on which nothing happens for this long is ended.")
     drain_s: float = Field(2.0, ge=0, description="How long a stopping replica finishes what it has begun.")
 

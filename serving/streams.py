@@ -64,7 +64,7 @@ class StreamConfig:
         options: thresholds and output size.
         drop_policy: see `DropPolicy`.
         max_in_flight: frames inside at once, from their arrival to their answer.
-        frame_timeout_s: a frame that is older than this when the encoder is free is answered with an error; None: never.
+        frame_timeout_s: a frame older than this when its turn comes is answered with an error; None: never.
     """
 
     tasks: tuple[str, ...]

@@ -136,6 +136,16 @@ def test_maps_that_are_sub_sampled(cases: Cases) -> None:
     assert len(report.comparisons) == 40
 
 
+@pytest.mark.parametrize("wrong", ["mask_logits", "mask_logits_s2"])
+def test_a_result_may_be_there_whole_and_in_part_and_both_are_compared(cases: Cases, wrong: str) -> None:
+    cases.copy(IMAGE)
+    cases.change_tensors(IMAGE, lambda tensors: tensors.update(mask_logits_s2=tensors["mask_logits"][..., ::2, ::2]))
+    assert_passes(cases.run(IMAGE))
+    cases.change_tensors(IMAGE, lambda tensors: tensors[wrong].add_(0.01))
+    failed = {c.name.partition(" ")[0] for c in cases.run(IMAGE).comparisons if not c.passed}
+    assert failed == {wrong}
+
+
 def test_one_file_may_hold_several_kinds(cases: Cases) -> None:
     """Given logits with instances and with class scores: both are compared."""
     name = cases.copy("post_instance")
