@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class MaskClassificationDecoder(DecoderModule):
         spec: of the encoder.
         label_set: the classes.
         out_indices, num_queries, num_blocks, mlp_dim: as in `PlainMaskDecoder`.
+        options: further ones of `mask_decoder_class`.
     """
 
     mask_decoder_class: type[PlainMaskDecoder] = PlainMaskDecoder
@@ -35,6 +37,7 @@ class MaskClassificationDecoder(DecoderModule):
         num_queries: int,
         num_blocks: int,
         mlp_dim: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.label_set = label_set
@@ -45,6 +48,7 @@ class MaskClassificationDecoder(DecoderModule):
             num_classes=len(label_set),
             num_blocks=num_blocks,
             mlp_dim=mlp_dim,
+            **options,
         )
         self.out_indices = self.mask_decoder.out_indices
 

@@ -18,11 +18,13 @@ class OnlineMaskDecoder(PlainMaskDecoder):
 
     Args:
         spec, sizes: as in `PlainMaskDecoder`.
+        propagates: whether queries are carried on. A decoder trained on still pictures has learned no way to; with False
+            every frame begins with the learned queries, and an object keeps its identity only as far as its query does.
     """
 
-    def __init__(self, spec: EncoderSpec, **sizes: Any) -> None:
+    def __init__(self, spec: EncoderSpec, *, propagates: bool = True, **sizes: Any) -> None:
         super().__init__(spec, **sizes)
-        self.query_updater = nn.Linear(spec.embed_dim, spec.embed_dim)
+        self.query_updater = nn.Linear(spec.embed_dim, spec.embed_dim) if propagates else None
 
     def step(self, features: EncoderFeatures, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One frame of each of B streams.
@@ -36,6 +38,8 @@ class OnlineMaskDecoder(PlainMaskDecoder):
         """
         tokens = self.decode(features, queries)
         mask_logits, class_logits = self.predict(tokens, features.grid_size)
+        if self.query_updater is None:
+            return mask_logits, class_logits, self.queries.expand(len(tokens), -1, -1)
         return mask_logits, class_logits, self.query_updater(tokens[:, : self.num_queries]) + self.queries
 
 

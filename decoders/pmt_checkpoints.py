@@ -91,7 +91,7 @@ def published_shapes(decoder: PlainMaskDecoder) -> dict[str, torch.Size]:
 
     The encoder, the loss weights and the normalisation constants of the encoder are not among them.
     """
-    online = isinstance(decoder, OnlineMaskDecoder)
+    online = isinstance(decoder, OnlineMaskDecoder) and decoder.query_updater is not None
     root = "backbone." if online else "network."
     net = f"{root}decoder."
     queries, dim = decoder.queries.shape

@@ -47,17 +47,29 @@ class _VideoDecoder(MaskClassificationDecoder):
     Args:
         spec: of the encoder.
         label_set: the classes.
+        propagates: as in `OnlineMaskDecoder`.
         class_window: frames over which the class of a query is averaged; None: the whole stream.
         sizes: of `MaskClassificationDecoder`.
+
+    Raises:
+        ValueError: `class_window` is not positive.
     """
 
     mask_decoder: OnlineMaskDecoder
     mask_decoder_class: type[PlainMaskDecoder] = OnlineMaskDecoder
 
     def __init__(
-        self, spec: EncoderSpec, *, label_set: LabelSet, class_window: int | None = None, **sizes: Any
+        self,
+        spec: EncoderSpec,
+        *,
+        label_set: LabelSet,
+        propagates: bool = True,
+        class_window: int | None = None,
+        **sizes: Any,
     ) -> None:
-        super().__init__(spec, label_set=label_set, **sizes)
+        if class_window is not None and class_window < 1:
+            raise ValueError(f"class_window is {class_window} frames; it must be at least 1, or None")
+        super().__init__(spec, label_set=label_set, propagates=propagates, **sizes)
         self.class_window = class_window
 
     def forward(self, features: EncoderFeatures) -> Mapping[str, Tensor]:

@@ -20,7 +20,10 @@ from decoders.parity.runner import run_folder
 console = Console(stderr=True)
 
 Folder = Annotated[
-    Path, typer.Argument(help="Folder of recorded cases: X.json, X.safetensors.", exists=True, file_okay=False)
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Folder of recorded cases: X.json, X.safetensors.", exists=True, file_okay=False
+    ),
 ]
 
 
@@ -46,7 +49,7 @@ def parity(
     failed = [report for report in reports if not report.passed]
     compared = sum(len(report.comparisons) for report in reports)
     took = time.perf_counter() - started
-    typer.echo(f"{len(reports)} cases, {compared} comparisons, {len(failed)} cases failed, {took:.1f} s")
+    typer.echo(f"cases: {len(reports)}, comparisons: {compared}, failed cases: {len(failed)}, {took:.1f} s")
     if out is not None:
         out.write_text(_figures(out, folder.resolve().name, reports), encoding="utf-8")
     if failed:

@@ -108,8 +108,13 @@ class CaseReport:
     @property
     def worst(self) -> Comparison | None:
         """The comparison nearest to its tolerance, or furthest beyond it."""
-        # NaN orders with nothing; it counts as the worst there is.
-        return max(self.comparisons, key=lambda c: math.inf if math.isnan(c.excess) else c.excess, default=None)
+
+        def badness(comparison: Comparison) -> tuple[float, bool]:
+            # NaN orders with nothing; it counts as the worst there is. Of equals, numbers tell more than lists.
+            excess = math.inf if math.isnan(comparison.excess) else comparison.excess
+            return excess, comparison.tolerance != TOLERANCES["exact"]
+
+        return max(self.comparisons, key=badness, default=None)
 
 
 def compare_tensors(name: str, ours: Tensor, expected: Tensor, tolerance: Tolerance, detail: str = "") -> Comparison:

@@ -219,12 +219,23 @@ def test_empty_masks_are_left_out(head: InstanceDecoder) -> None:
     assert all(segment.area for segment in result.instances)
 
 
-def test_a_score_threshold_bounds_the_score_and_not_the_class_probability_alone(head: InstanceDecoder) -> None:
+def test_a_score_threshold_leaves_out_what_scores_less(head: InstanceDecoder) -> None:
     everything = run_postprocess(head, (120, 80))
     threshold = everything.instances[5].score
     result = run_postprocess(head, (120, 80), PostprocessOptions(score_threshold=threshold))
     assert result.instances == everything.instances[:6]
     assert result.masks == everything.masks[:6]
+
+
+def test_a_threshold_bounds_the_score_and_not_the_class_probability_alone(head: InstanceDecoder) -> None:
+    mask_logits, class_logits = torch.full((12, 16, 24), -9.0), torch.zeros(12, 6)
+    class_logits[[4, 8], 1] = 9.0
+    mask_logits[4], mask_logits[8] = 9.0, 0.2  # the second mask's pixels have a probability of 0.55
+    raw = {"mask_logits": mask_logits, "class_logits": class_logits}
+    geometry = FitGeometry(64, 96).place((64, 96))
+    for threshold, number in ((0.5, 2), (0.6, 1)):
+        result = head.postprocess(raw, geometry, PostprocessOptions(score_threshold=threshold))
+        assert len(result.instances) == number
 
 
 def test_a_threshold_that_nothing_reaches_gives_no_instances(head: InstanceDecoder) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decoders.clips import decode_clip
 from decoders.online import OnlineMaskDecoder, StreamState, advance, stack_queries
-from decoders.plain_mask_decoder import LateralProjection
+from decoders.plain_mask_decoder import LateralProjection, PlainMaskDecoder
 from decoders.pmt_checkpoints import load_pmt_decoder
 from encoders.checkpoints import build_encoder
 from encoders.embedded import embedded_encoder
@@ -216,3 +216,16 @@ def test_streams_that_begin_get_the_learned_queries() -> None:
     assert torch.equal(stacked[0], learned)
     assert torch.equal(stacked[1], state.queries)
     assert stack_queries([None, None], learned) is None
+
+
+def test_without_propagation_every_frame_begins_with_the_learned_queries(tiny_encoder: VisionTransformer) -> None:
+    sizes: dict[str, Any] = {"out_indices": (1, 3), "num_queries": 4, "num_classes": 3, "num_blocks": 1}
+    still = PlainMaskDecoder(tiny_encoder.spec, **sizes).eval()
+    online = OnlineMaskDecoder(tiny_encoder.spec, propagates=False, **sizes).eval()
+    online.load_state_dict(still.state_dict())  # the very same names: no updater
+    features = tiny_encoder(torch.rand(2, 3, 16, 24), (1, 3))
+    _, _, queries = online.step(features)
+    mask_logits, class_logits, queries = online.step(features, queries)
+    expected = still(features)
+    torch.testing.assert_close((mask_logits, class_logits), expected)
+    torch.testing.assert_close(queries, still.queries.expand(2, -1, -1))

@@ -366,6 +366,9 @@ def test_a_directory_brings_its_standardisation(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(satellite))
     encoder = load_encoder(tmp_path)
     assert (encoder.pixel_mean, encoder.pixel_std) == ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(satellite | {"do_normalize": False}))
+    encoder = load_encoder(tmp_path)
+    assert (encoder.pixel_mean, encoder.pixel_std) == ((0, 0, 0), (1, 1, 1))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"image_mean": 0.5, "image_std": 0.5}', '{"image_mean": ["a"]}'])

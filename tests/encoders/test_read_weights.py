@@ -111,8 +111,9 @@ def test_the_digest_of_shards_changes_with_each_of_them(tmp_path: Path) -> None:
     files = weight_files(tmp_path)
     digest = digest_of(files)
     assert digest_of(files[:1]) == sha256_of(files[0])
-    write_shards(tmp_path, weights | {"count": torch.tensor(8)}, SHARDS)
-    assert digest_of(weight_files(tmp_path)) != digest
+    for name in ("a.weight", "count"):
+        write_shards(tmp_path, weights | {name: weights[name] + 1}, SHARDS)
+        assert digest_of(weight_files(tmp_path)) != digest
 
 
 def test_an_absent_shard_is_named(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_cases_that_agree_end_with_zero_and_a_line_for_each(cases: Cases, two: S
     assert "(tolerance 1e-05), " in first
     assert first.endswith(" s")
     assert second.startswith("pass  post_panoptic_variants (panoptic merge): 40 compared")
-    assert summary.startswith("2 cases, 42 comparisons, 0 cases failed")
+    assert summary.startswith("cases: 2, comparisons: 42, failed cases: 0, ")
 
 
 def test_one_case_that_differs_ends_with_one_and_says_where(cases: Cases, two: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def test_one_case_that_differs_ends_with_one_and_says_where(cases: Cases, two: S
     assert lines[0].startswith("FAIL  dinov2_resample")
     assert lines[1] == "      FAIL  pos_embed_dst: 1.0e+00 (tolerance 1e-05)"
     assert lines[2].startswith("pass  post_panoptic_variants")
-    assert "1 cases failed" in lines[-1]
+    assert "failed cases: 1, " in lines[-1]
 
 
 def test_a_broken_case_ends_with_one_and_the_others_are_run(cases: Cases, two: Sequence[str]) -> None:
