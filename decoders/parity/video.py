@@ -80,14 +80,14 @@ def _frame_geometry(case: Case, scaled_size: tuple[int, int]) -> ImageGeometry:
 
 def _network_input(case: Case, frames: Tensor, geometry: ImageGeometry, encoder: VisionTransformer) -> Tensor:
     """[T, 3, H, W] in [0, 1]: padding is what standardises to 0."""
-    for name, ours in (("pixel_mean", encoder.config.pixel_mean), ("pixel_std", encoder.config.pixel_std)):
+    for name, ours in (("pixel_mean", encoder.pixel_mean), ("pixel_std", encoder.pixel_std)):
         stated = case.fact(name, default=None)
         if stated is not None:
             case.compare_list(name, [round(255 * value, 4) for value in ours], stated)
     height, width = geometry.scaled_size
     pixels = frames.new_zeros((len(frames), 3, *geometry.input_size))
     pixels[:, :, :height, :width] = frames
-    return pad_with_mean(pixels, [geometry] * len(frames), encoder.config.pixel_mean)
+    return pad_with_mean(pixels, [geometry] * len(frames), encoder.pixel_mean)
 
 
 def _compare_steps(case: Case, decoder: OnlineMaskDecoder, frames: Sequence[EncoderFeatures], states: Tensor) -> None:

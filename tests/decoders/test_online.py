@@ -40,7 +40,7 @@ def test_every_frame_equals_pmt(read_golden: ReadGolden, case: str) -> None:
     assert list(geometry.input_size) == facts["padded_hw"]
     pixels = frames.new_zeros(len(frames), 3, *geometry.input_size)
     pixels[:, :, :height, :width] = frames
-    images = pad_with_mean(pixels, [geometry] * len(frames), encoder.config.pixel_mean)
+    images = pad_with_mean(pixels, [geometry] * len(frames), encoder.pixel_mean)
     features = [encoder(image[None], config["interaction"]) for image in images]
     mask_logits, class_logits, queries = decode_clip(decoder, features)
     torch.testing.assert_close(mask_logits, expected["mask_logits"], **MASKS)

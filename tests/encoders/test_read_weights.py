@@ -298,3 +298,10 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
     save_file({}, tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="holds no tensors"):
         read_weights(tmp_path / "none.safetensors")
+
+
+def test_numbers_of_numpy_beside_the_weights_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "head.pth"
+    meta = {"best": np.float64(0.25), "epoch": np.int64(3), "rate": np.float32(1e-3)}
+    torch.save({"meta": meta, "state_dict": {"weight": torch.ones(2)}}, path)
+    assert read_weights(path).keys() == {"weight"}
