@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import signal
 import socket
 import statistics
@@ -34,6 +32,7 @@ from PIL import Image
 
 from decoders.base import PostprocessOptions
 from encoders.preprocess import to_pixels
+from loadtests.machine import commit, machine
 from serving.config import Settings
 from serving.engine import Engine
 from serving.pictures import decode_picture
@@ -85,8 +84,8 @@ def main(
     raw = {
         "what": "seconds per picture, one figure per round; 640x480 JPEG",
         "when": now.isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
         "photo": "drawn" if photo is None else photo.name,
         "rounds": rounds,
         "pictures_per_arm": pictures,
@@ -224,27 +223,6 @@ def _jpeg(photo: Path | None) -> bytes:
         image.save(file, "JPEG", quality=90)
         file.seek(0)
         return file.read()
-
-
-def _machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    return {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return result.stdout.strip()
 
 
 if __name__ == "__main__":

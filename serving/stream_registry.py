@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class StreamRegistry:
     """Opens streams and ends those that are idle, or too many for the memory set aside.
 
+    A stream that was ended no longer counts, even if its client does not know yet: it holds nothing any more.
+
     Args:
         service: of the replica; its settings hold the limits.
     """
@@ -33,7 +35,7 @@ class StreamRegistry:
     @property
     def state_bytes(self) -> int:
         """Memory that all streams keep between frames."""
-        return sum(stream.state_bytes for stream in self._streams)
+        return sum(stream.state_bytes for stream in list(self._streams))
 
     @asynccontextmanager
     async def open(self, config: StreamConfig, decoder: FrameDecoder) -> AsyncIterator[VideoStream]:
@@ -62,35 +64,45 @@ class StreamRegistry:
             await stream.close()
 
     def end_all(self, error: PolyheadError | None = None) -> None:
-        """End every stream, since the replica stops; clients open another and begin without state."""
+        """End every stream, since the replica stops; clients open another and begin without state. In any thread."""
         for stream in list(self._streams):
-            stream.evict(
-                error or UnavailableError("this replica is stopping", remedy="open a new stream", retry_after_s=1)
+            self._evict(
+                stream,
+                error or UnavailableError("this replica is stopping", remedy="open a new stream", retry_after_s=1),
             )
 
     def evict_idle(self, now_s: float) -> None:
-        """End the streams on which nothing has happened for too long."""
+        """End the streams whose clients have neither sent a frame nor read a waiting answer for too long."""
         idle_s = self._service.settings.stream_idle_s
         for stream in list(self._streams):
-            if now_s - stream.active_s > idle_s:
+            since_s = stream.idle_since_s
+            if since_s is not None and now_s - since_s > idle_s:
                 what = "answers were not read" if stream.busy else "no frame came"
-                stream.evict(
+                self._evict(
+                    stream,
                     StreamEvictedError(
                         f"{what} for {idle_s:g} s", remedy="open a new stream, or raise POLYHEAD_STREAM_IDLE_S"
-                    )
+                    ),
                 )
 
+    def _evict(self, stream: VideoStream, error: PolyheadError) -> None:
+        self._streams.discard(stream)
+        stream.evict(error)
+
     def _keep_within_memory(self, changed: VideoStream) -> None:
+        """End streams, the longest inactive first and `changed` last, until the others fit."""
         limit = self._service.settings.max_stream_state_bytes
-        while self.state_bytes > limit and len(self._streams) > 1:
-            oldest = min((s for s in self._streams if s is not changed), key=lambda stream: stream.active_s)
-            self._streams.discard(oldest)
-            oldest.evict(
-                StreamEvictedError(
-                    f"the streams of this replica remember more than {limit} bytes, and this one was idle the longest",
-                    remedy="open fewer streams, or raise POLYHEAD_MAX_STREAM_STATE_BYTES",
+        for stream in sorted(self._streams, key=lambda stream: (stream is changed, stream.active_s)):
+            if self.state_bytes <= limit:
+                return
+            if stream.state_bytes:
+                self._evict(
+                    stream,
+                    StreamEvictedError(
+                        f"the streams of this replica remember more than {limit} bytes, and this one was idle longest",
+                        remedy="open fewer streams, or raise POLYHEAD_MAX_STREAM_STATE_BYTES",
+                    ),
                 )
-            )
 
     async def _sweep(self) -> None:
         while self._streams:

@@ -1,7 +1,7 @@
 """Web socket: video of a browser, `WS /video`, on the same streams as gRPC. Knows nothing of Ray.
 
 1. The client's first message is text: a JSON object, `VideoConfig`. An unknown key is an error.
-2. The server answers ``{"started": {"bundle", "tasks", "max_in_flight", "max_message_bytes", "max_ahead_bytes"}}``.
+2. The server answers ``{"started": {"bundle", "tasks", "max_in_flight", "max_frame_bytes", "max_ahead_bytes"}}``.
 3. Each further message of the client is one frame, binary, integers little-endian:
 
        0   8  frame_id, unsigned; the client's own, given back
@@ -11,8 +11,8 @@
       16 or 24   the picture file, the pixels, or the access unit
 
 4. The server sends one text message for each frame that it did not drop, in their order:
-   ``{"frame_id", "captured_at_us", "dropped_since_last", "age_ms"}`` (``age_ms``: from the frame's arrival to its answer)
-   with ``{"image", "results", "errors", "timing"}`` as in `POST /segment`, or, if the frame as a whole failed, with
+   ``{"frame_id", "captured_at_us", "dropped_since_last", "age_ms"}`` (from the frame's arrival to its answer) with
+   ``{"image", "results", "errors", "timing"}`` as in `POST /segment`, or, if the frame as a whole failed, with
    ``{"error": problem}``; the stream goes on.
 5. The text ``{"end": true}`` ends the input: the frames inside are answered, then the socket is closed with 1000.
    To leave at once, close it.
@@ -20,7 +20,7 @@
 If the stream itself fails, the last message is ``{"problem": …}`` (RFC 9457), and the socket is closed with
 
     1008  the client's mistake: config, header, a text where a frame belongs (400, 404, 415, 422)
-    1009  a message over ``max_message_bytes`` (413)
+    1009  a message over 16 MiB (no problem is told; a frame over ``max_frame_bytes`` within that fails alone)
     1011  a bug here (500)
     1013  try again later, or more slowly: too many streams, too far ahead, not ready, stopping (429, 503)
     4409  ended by the server: idle, answers not read, one too many for the memory set aside (409)
@@ -56,18 +56,17 @@ from serving.errors import (
     OverloadedError,
     PolyheadError,
     StreamEvictedError,
-    TooLargeError,
 )
 from serving.frames import FrameFormat, frame_decoder
 from serving.render import MaskFormat, prediction_json
 from serving.service import SegmentationService
-from serving.streams import DropPolicy, Frame, FrameAnswer, StreamConfig, VideoStream
+from serving.streams import MAX_IN_FLIGHT, DropPolicy, Frame, FrameAnswer, StreamConfig, VideoStream
 from serving.types import PredictOptions
 
 _HEADER = struct.Struct("<QQ")
 _RAW_HEADER = struct.Struct("<QQII")
 _HOST_MAX_MESSAGE_BYTES = 16 * 2**20
-"""uvicorn closes a socket on which a larger message comes; Ray Serve leaves no say in it."""
+"""uvicorn closes a socket on which a larger message comes, and Ray Serve leaves no say in it."""
 _FRAME_OVERHEAD_BYTES = 1024
 """What a waiting frame counts beyond its data, so that tiny ones have a bound too."""
 _GOODBYE_S = 5.0
@@ -75,7 +74,7 @@ _GOODBYE_S = 5.0
 _LEFT = 101
 """The status under which a stream is counted that ended as the client wished (it switched protocols)."""
 _FORBIDDEN = 403
-_CLOSE_CODES = {409: 4409, 413: 1009, 429: 1013, 503: 1013}
+_CLOSE_CODES = {409: 4409, 429: 1013, 503: 1013}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 logger = logging.getLogger("polyhead.ws")
@@ -94,7 +93,7 @@ class VideoConfig(BaseModel):
     overlap_threshold: float | None = Field(None, ge=0, le=1, description="Least part of a mask left by better ones.")
     max_side: int | None = Field(None, ge=16, le=16384, description="Results' longer side, pixels.")
     drop_policy: DropPolicy = Field("block", description="When max_in_flight frames are inside: wait, drop or refuse.")
-    max_in_flight: int = Field(4, ge=1, le=64, description="Frames inside at once.")
+    max_in_flight: int = Field(4, ge=1, le=MAX_IN_FLIGHT, description="Frames inside at once.")
     frame_timeout_s: float | None = Field(None, gt=0, le=3600, description="An older frame is answered with an error.")
 
     def options(self) -> PredictOptions:
@@ -148,7 +147,6 @@ class _Session:
         self._service = service
         self._idle_s = service.settings.stream_idle_s
         self._max_ahead_bytes = service.settings.max_upload_bytes
-        self._max_message_bytes = min(service.settings.max_upload_bytes, _HOST_MAX_MESSAGE_BYTES)
         self._ahead: asyncio.Queue[Frame | None] = asyncio.Queue()  # read, but not in the stream yet; None: the end
         self._ahead_bytes = 0
 
@@ -182,7 +180,7 @@ class _Session:
                             "bundle": self._service.engine.bundle.name,
                             "tasks": tasks,
                             "max_in_flight": config.max_in_flight,
-                            "max_message_bytes": self._max_message_bytes,
+                            "max_frame_bytes": min(self._max_ahead_bytes, _HOST_MAX_MESSAGE_BYTES - _RAW_HEADER.size),
                             "max_ahead_bytes": self._max_ahead_bytes,
                         }
                     }
@@ -217,13 +215,7 @@ class _Session:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        content: str | bytes = message["text"] if message.get("text") is not None else message["bytes"]
-        if len(content) > self._max_message_bytes:
-            raise TooLargeError(
-                f"a message of {len(content):,} bytes; at most {self._max_message_bytes:,} are taken",
-                remedy="send smaller frames; results would not get finer",
-            )
-        return content
+        return message["text"] if message.get("text") is not None else message["bytes"]
 
     async def _read(self, form: FrameFormat) -> None:
         """Take frames as they come, whether there is room in the stream or not."""
