@@ -174,19 +174,22 @@ def error_text(error: PolyheadError) -> str:
     return f"{error.detail}; {error.remedy}"
 
 
-def read_call(service: SegmentationService, request: InferRequest, parameters: InferParameters) -> Call:
+def read_call(
+    service: SegmentationService, request: InferRequest, parameters: InferParameters, within: Call | None = None
+) -> Call:
     """Check a request against the model that it asks for.
 
     Args:
         service: of the replica.
         request: as it came.
         parameters: read from `request`.
+        within: the first call of the sequence that this one goes on with; its tasks are the ones that run.
 
     Raises:
         PolyheadError: no such model, tensor or task; an input that is no picture by its datatype, shape or length.
     """
     model = find_model(service.engine.bundle, request.model, request.version)
-    tasks, outputs = _asked(service.engine, model, parameters, request.outputs)
+    tasks, outputs = _asked(service.engine, model, parameters, request.outputs, within)
     settings = service.settings
     pictures = _read_pictures(request.inputs, settings.max_pictures_inside, settings.max_upload_bytes)
     return Call(model, request.request_id, parameters, pictures, tasks, outputs)
@@ -252,7 +255,11 @@ async def render(
 
 
 def _asked(
-    engine: Engine, model: Model, parameters: InferParameters, outputs: Mapping[str, Mapping[str, Any]]
+    engine: Engine,
+    model: Model,
+    parameters: InferParameters,
+    outputs: Mapping[str, Mapping[str, Any]],
+    within: Call | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tasks to run and the tensors to make."""
     named = parse_tasks(parameters.tasks)
@@ -260,20 +267,24 @@ def _asked(
         raise InvalidOptionError(
             f"tasks={parameters.tasks} for the model '{model.name}'", remedy="ask the model 'ensemble' for several"
         )
-    tasks = model.tasks if len(model.tasks) == 1 else engine.check_tasks(named)
-    if not outputs:
-        return tasks, tuple(name for name, (task, _) in model.outputs.items() if task in tasks)
-    wanted = {}
-    for name, parameters_of in outputs.items():
-        if name not in model.outputs:
-            told = ", ".join(model.outputs)
-            raise InvalidOptionError(f"model '{model.name}' has no output '{name}'", remedy=f"ask for some of: {told}")
-        _check_tensor_parameters(f"output '{name}'", parameters_of)
-        wanted[name] = model.outputs[name][0]
-    if named is not None and (others := {task for task in wanted.values() if task not in tasks}):
+    if within is not None:
+        tasks = within.tasks if named is None else engine.check_tasks(named)
+    else:
+        tasks = model.tasks if len(model.tasks) == 1 else engine.check_tasks(named)
+    wanted = {name: task for name, (task, _) in model.outputs.items() if task in tasks}
+    if outputs:
+        wanted = {}
+        for name, tensor_parameters in outputs.items():
+            if name not in model.outputs:
+                told = ", ".join(model.outputs)
+                raise InvalidOptionError(f"model '{model.name}' has no output '{name}'", remedy=f"there are: {told}")
+            _check_tensor_parameters(f"output '{name}'", tensor_parameters)
+            wanted[name] = model.outputs[name][0]
+    running = within.tasks if within is not None else tasks if named is not None else model.tasks
+    if others := sorted({task for task in wanted.values() if task not in running}):
         raise InvalidOptionError(
-            f"outputs of {', '.join(sorted(others))} are asked for, but tasks={parameters.tasks}",
-            remedy="name their tasks too, or no tasks: the outputs say which run",
+            f"outputs of {', '.join(others)} are asked for, but only {', '.join(running)} run",
+            remedy="name all tasks in the parameter 'tasks', for a sequence in its first request",
         )
     return tuple(dict.fromkeys(wanted.values())), tuple(wanted)
 

@@ -41,6 +41,8 @@ Value = TypeVar("Value")
 MAX_IN_FLIGHT = 64
 """Largest `StreamConfig.max_in_flight`."""
 
+logger = logging.getLogger("polyhead.streams")
+
 _MAX_REFUSED = 64
 """Refused frames that wait for their answer to be read, before the sender is made to wait."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from decoders.depth import DepthDecoder
 from decoders.results import ClassificationResult
 from encoders.embedded import embedded_encoder
 from encoders.features import EncoderFeatures, EncoderSpec
@@ -280,3 +282,33 @@ def test_a_published_video_checkpoint_runs_on_the_encoder_that_it_holds_and_on_n
     save_file({n: t.contiguous() + (n == name) for n, t in inner.items()}, tmp_path / "encoder.safetensors")
     with pytest.raises(BundleError, match="the head was trained on another encoder"):
         load_bundle(str(tmp_path / "clip.yaml"), cache_dir=tmp_path)
+
+
+def test_an_encoder_of_another_family_serves_the_same_heads(tmp_path: Path) -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    SiglipVisionModel(config).save_pretrained(tmp_path / "encoder")
+    standardisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "encoder" / "preprocessor_config.json").write_text(json.dumps(standardisation))
+    sizes = {"out_indices": [0, 2], "hidden_dim": 16, "num_bins": 8}
+    spec = EncoderSpec("siglip", "r", 32, 3, 2, 16, 0)
+    save_file(DepthDecoder(spec, **sizes).state_dict(), tmp_path / "depth.safetensors")
+    content = {
+        "name": "siglip",
+        "encoder": {"weights": "encoder", "adapter": "transformers"},
+        "geometry": {"height": 64, "width": 96},
+        "default_tasks": ["depth", "embedding"],
+        "tasks": {
+            "depth": {"decoder": "depth", "weights": "depth.safetensors", "settings": sizes},
+            "embedding": {"decoder": "embedding", "settings": {"pooling": "mean"}},
+        },
+    }
+    (tmp_path / "siglip.yaml").write_text(yaml.safe_dump(content))
+    engine = Engine(load_bundle(str(tmp_path / "siglip.yaml"), cache_dir=tmp_path))
+    [prediction] = engine.predict(Image.new("RGB", (90, 60), (90, 120, 60)))
+    assert prediction.errors == {}
+    assert prediction.timing.encoder_passes == 1
+    assert prediction.results["embedding"].vector.shape == (32,)
