@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check lint format weights bench chromium clean
+.PHONY: help serve test check lint format weights protos bench chromium clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -29,6 +29,10 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can
 
 weights: $(VENV)/.installed  ## Fetch the default encoder (90 MB, once)
 	@$(BIN)/polyhead pull demo
+
+protos: $(VENV)/.installed-dev  ## Make the gRPC stubs anew from serving/protos/segmentation.proto
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  serving/protos/segmentation.proto
 
 bench: $(VENV)/.installed weights  ## Measure sharing and serving on this machine; writes loadtests/results
 	@$(BIN)/python -m loadtests.sharing

@@ -4,8 +4,8 @@
 
 A clip is a window that glides and zooms over a photo. Each thing that is in view in every frame is an object; a frame
 in which a segment covers it (intersection over union above 0.5) counts, and the identity that most of these frames
-carry is the object's. Objects covered in fewer than two frames say nothing about identities and are left out of the ratio.
-Raw figures, machine and commit go to a JSON file under `loadtests/results`.
+carry is the object's. Objects covered in fewer than two frames say nothing about identities and are left out of the
+ratio. Raw figures, machine and commit go to a JSON file under `loadtests/results`.
 """  # fmt: skip
 
 from __future__ import annotations

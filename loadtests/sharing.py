@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +28,7 @@ from PIL import Image
 from decoders.base import PostprocessOptions
 from encoders.preprocess import to_pixels
 from loadtests.machine import commit, machine
+from loadtests.server import running_server
 from serving.config import Settings
 from serving.engine import Engine
 from serving.pictures import decode_picture
@@ -61,7 +57,8 @@ def main(
         print(f"  {name:24s} {1e3 * seconds:8.1f} ms a picture", flush=True)
         return result
 
-    with _server() as url:
+    with running_server("demo") as server:
+        url = server.url
         clients: dict[str, list[dict[str, float]]] = {}
         bare_loop(engine, data, TASKS, 2, 1)
         run_clients(url, data, 2, 1)
@@ -177,40 +174,6 @@ def summarise(figures: dict[str, list[float]], clients: dict[str, list[dict[str,
         "p95 at 8 clients, ms": round(float(np.percentile([a["wall_ms"] for a in eight], 95)), 1),
         "encoder passes per request": sorted({a["encoder_passes"] for rows in clients.values() for a in rows}),
     }
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """A server of our own on free ports, as a user would start it."""
-    http_port, grpc_port = (str(port) for port in _free_ports(2))
-    command = [sys.executable, "-m", "serving.cli", "serve", "--http-port", http_port, "--grpc-port", grpc_port]
-    url = f"http://127.0.0.1:{http_port}"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            for _ in range(240):
-                try:
-                    if httpx.get(f"{url}/readyz").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(1)
-            else:
-                log.seek(0)
-                raise RuntimeError(f"the server did not get ready:\n{log.read().decode()}")
-            yield url
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for number in sockets:
-        number.bind(("127.0.0.1", 0))
-    ports = [number.getsockname()[1] for number in sockets]
-    for number in sockets:
-        number.close()
-    return ports
 
 
 def _jpeg(photo: Path | None) -> bytes:

@@ -6,22 +6,28 @@ what `start` began.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
+import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from fastapi import FastAPI
 
+from serving import grpc_gateway
 from serving.config import Settings
 from serving.errors import StartError
-from serving.grpc_gateway import SERVICER_FUNCTIONS, GrpcGateway
+from serving.grpc_gateway import GrpcGateway
 from serving.http_gateway import create_app
+from serving.oip_grpc import OipMethods
 from serving.service import create_service
 
 if TYPE_CHECKING:
@@ -29,6 +35,16 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus
 
 APPLICATION = "polyhead"
+
+SERVICER_FUNCTIONS = [
+    *grpc_gateway.SERVICER_FUNCTIONS,
+    "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+]
+"""Import paths of all gRPC services; Ray Serve adds reflection."""
+
+_DAY_S = 24 * 3600
+_STOP_S = 20.0
+"""How long a stopping replica may take to finish requests under way, after `drain_s`, before it is killed."""
 
 _HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -38,8 +54,10 @@ _HAPROXY_PORTS = {
 }
 """Ray Serve's own defaults; used where they are free."""
 
+logger = logging.getLogger("polyhead.app")
 
-class PolyheadDeployment(GrpcGateway):
+
+class PolyheadDeployment(GrpcGateway, OipMethods):
     """One replica: loads the bundle, answers HTTP and gRPC until it is drained.
 
     Args:
@@ -49,6 +67,7 @@ class PolyheadDeployment(GrpcGateway):
     def __init__(self, settings: dict[str, Any]) -> None:
         logging.basicConfig(level=logging.INFO)
         self.service = create_service(Settings(**settings))
+        _call_when_stopping(self.service.streams.end_all)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the replica is built; see `ray.serve.ingress`."""
@@ -61,6 +80,29 @@ class PolyheadDeployment(GrpcGateway):
     def __del__(self) -> None:
         if hasattr(self, "service"):
             self.service.drain()
+
+
+def _call_when_stopping(callback: Callable[[], None]) -> None:
+    """Have `callback` called when this replica begins to stop; does nothing outside of one.
+
+    Ray Serve tells a deployment that it stops by `__del__`, and that only when its requests have ended: a stream would
+    be waited for until the replica is killed.
+    """
+    module = sys.modules.get("ray.serve._private.replica")
+    if module is None:
+        return
+    try:
+        stop = module.Replica.perform_graceful_shutdown
+        loop = asyncio.get_running_loop()
+    except (AttributeError, RuntimeError):
+        logger.warning("this version of Ray Serve does not let streams know that their replica stops")
+        return
+
+    async def stop_and_tell(replica: Any) -> None:
+        loop.call_soon_threadsafe(callback)
+        await stop(replica)
+
+    module.Replica.perform_graceful_shutdown = stop_and_tell
 
 
 def start(settings: Settings) -> None:
@@ -89,7 +131,9 @@ def start(settings: Settings) -> None:
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=settings.host, port=settings.http_port),
-        grpc_options=gRPCOptions(port=settings.grpc_port, grpc_servicer_functions=SERVICER_FUNCTIONS),
+        grpc_options=gRPCOptions(
+            port=settings.grpc_port, grpc_servicer_functions=SERVICER_FUNCTIONS, enable_reflection=True
+        ),
     )
     try:
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
@@ -125,9 +169,12 @@ def application(settings: Settings) -> Application:
     deployment = serve.deployment(
         name="PolyheadDeployment",
         num_replicas=settings.replicas,
-        max_ongoing_requests=4 * settings.max_pictures_inside,  # shedding is ours (`serving.admission`); this is a
-        max_queued_requests=4 * settings.max_pictures_inside,  # back-stop that leaves room for /healthz and /metrics
-        graceful_shutdown_wait_loop_s=settings.drain_s,
+        # Shedding is ours (`serving.admission`, `serving.stream_registry`); these are a back-stop that leaves room for
+        # /healthz and /metrics. A stream is a request for as long as it lives.
+        max_ongoing_requests=4 * settings.max_pictures_inside + 2 * settings.max_streams,
+        max_queued_requests=4 * settings.max_pictures_inside,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=settings.drain_s + _STOP_S,
         ray_actor_options=_replica_resources(settings),
     )(serve.ingress()(PolyheadDeployment))
     return deployment.bind(settings.model_dump(mode="json"))
@@ -183,6 +230,17 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(_max_message_bytes(settings)),
+        # After a change of replicas, also by a redeploy, an old HAProxy lives on for the calls that it carries; Ray's
+        # 120 s would cut the streams among them. Ports of replicas that went would be kept from others as long, so
+        # that what such an HAProxy still sends does not reach another application; here there is but one.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_DAY_S),
+        "RAY_SERVE_PORT_QUARANTINE_S": "150",
+        # Silence on a stream, not its length; idle ones we end ourselves. The replica's side has no such limit.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(max(3600, 2 * math.ceil(settings.stream_idle_s))),
+        # Calls of one connection; more of them would wait for a stream to end.
+        "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": str(_calls_at_once(settings)),
+        "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": str(_calls_at_once(settings)),
     }
     # HAProxy shares a port with another HAProxy without a word, so a second server needs ports of its own.
     taken = {settings.http_port, settings.grpc_port}
@@ -192,6 +250,15 @@ def _set_environment(settings: Settings) -> None:
         defaults[name] = str(port)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _max_message_bytes(settings: Settings) -> int:
+    """Largest gRPC message: a picture that is refused with words, not by gRPC, or the largest map of an answer."""
+    return max(2 * settings.max_upload_bytes, 4 * settings.max_pixels) + 2**20
+
+
+def _calls_at_once(settings: Settings) -> int:
+    return max(100, settings.max_streams + settings.max_pictures_inside)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -22,6 +22,7 @@ from serving.bundles import fetch_weights
 from serving.cli_bundles import bundles, pull
 from serving.cli_parity import parity
 from serving.cli_training import evaluate, train
+from serving.cli_video import video
 from serving.config import Settings, read_settings
 from serving.engine import Engine
 from serving.errors import BundleError, PolyheadError, StartError
@@ -116,6 +117,7 @@ def segment(
 app.add_typer(bundles, name="bundles")
 app.command()(pull)
 app.command()(parity)
+app.command()(video)
 app.command("train")(train)
 app.command("eval")(evaluate)
 

@@ -32,12 +32,12 @@ from serving.errors import InvalidOptionError, PolyheadError
 from serving.frames import FrameFormat
 from serving.protos import segmentation_pb2 as pb
 from serving.render import DEPTH_SCALE_M, MaskFormat, result_json, result_png
-from serving.streams import DropPolicy, FrameAnswer
+from serving.streams import DropPolicy, FrameAnswer, StreamConfig
 from serving.types import Prediction, PredictOptions, Timing
 
-DEFAULT_MAX_IN_FLIGHT, MAX_IN_FLIGHT = 4, 64
 MAX_TIMEOUT_S = 3600.0
-MIN_SIDE, MAX_SIDE = 16, 16384
+"""Longest time limit that may be asked for."""
+_MIN_SIDE, _MAX_SIDE = 16, 16384
 
 _MASK_FORMATS: dict[int, MaskFormat] = {
     pb.MASK_FORMAT_UNSPECIFIED: "rle",
@@ -91,7 +91,7 @@ def parse_options(message: pb.Options) -> tuple[PredictOptions, MaskFormat]:
         InvalidOptionError: a value is out of its range; names the field.
     """
     thresholds = {name: _in_range(message, name, 0, 1) for name in _THRESHOLDS if message.HasField(name)}
-    max_side = int(_in_range(message, "max_side", MIN_SIDE, MAX_SIDE)) if message.HasField("max_side") else None
+    max_side = int(_in_range(message, "max_side", _MIN_SIDE, _MAX_SIDE)) if message.HasField("max_side") else None
     return PredictOptions(PostprocessOptions(**thresholds), max_side), _name(message, "masks", _MASK_FORMATS)
 
 
@@ -110,27 +110,41 @@ def parse_timeout_s(message: pb.SegmentRequest | pb.VideoConfig, name: str) -> f
 
 def frame_format_number(form: FrameFormat) -> pb.FrameFormat:
     """The enum's value."""
-    return pb.FrameFormat(_number(form, _FRAME_FORMATS))
-
-
-def parse_frame_format(message: pb.VideoConfig) -> FrameFormat:
-    """What a stream's frames are; raises `InvalidOptionError` on a number that has no name."""
-    return _name(message, "frame_format", _FRAME_FORMATS)
+    number: pb.FrameFormat = _number(form, _FRAME_FORMATS)
+    return number
 
 
 def drop_policy_number(policy: DropPolicy) -> pb.DropPolicy:
     """The enum's value."""
-    return pb.DropPolicy(_number(policy, _DROP_POLICIES))
+    number: pb.DropPolicy = _number(policy, _DROP_POLICIES)
+    return number
 
 
-def parse_drop_policy(message: pb.VideoConfig) -> DropPolicy:
-    """What a stream does with frames it has no room for; raises `InvalidOptionError` on a number without a name."""
-    return _name(message, "drop_policy", _DROP_POLICIES)
+def parse_frame_format(message: pb.VideoConfig) -> FrameFormat:
+    """What a stream's frames are; raises `InvalidOptionError` on a number that has no name."""
+    form: FrameFormat = _name(message, "frame_format", _FRAME_FORMATS)
+    return form
 
 
-def parse_max_in_flight(message: pb.VideoConfig) -> int:
-    """Frames inside a stream at once; raises `InvalidOptionError` on too many."""
-    return int(_in_range(message, "max_in_flight", 1, MAX_IN_FLIGHT)) if message.max_in_flight else DEFAULT_MAX_IN_FLIGHT
+def parse_stream_config(message: pb.VideoConfig, tasks: tuple[str, ...]) -> tuple[StreamConfig, MaskFormat]:
+    """What a client wants of a stream, and how it wants masks.
+
+    Args:
+        message: the stream's first.
+        tasks: checked.
+
+    Raises:
+        InvalidOptionError: a value is out of its range; names the field.
+    """
+    options, masks = parse_options(message.options)
+    config = StreamConfig(
+        tasks,
+        options,
+        _name(message, "drop_policy", _DROP_POLICIES),
+        message.max_in_flight or StreamConfig.max_in_flight,
+        parse_timeout_s(message, "frame_timeout_s"),
+    )
+    return config, masks
 
 
 # ---------------------------------------------------------------- answers
@@ -255,7 +269,9 @@ def parse_result(task: str, message: pb.Result) -> Result:
             return PanopticResult(_parse_map(task, found.segments, found.size), _parse_segments(found.segments))
         case "semantic":
             semantic = message.semantic
-            return SemanticResult(_parse_map(task, semantic.segments, semantic.size), _parse_segments(semantic.segments))
+            return SemanticResult(
+                _parse_map(task, semantic.segments, semantic.size), _parse_segments(semantic.segments)
+            )
         case "instance":
             instances = message.instance.instances
             masks = tuple(_parse_rle(x.rle) for x in instances if _has_rle(task, x))
@@ -363,7 +379,7 @@ def _parse_rle(message: pb.Rle) -> Rle:
 # ---------------------------------------------------------------- fields
 
 
-def _in_range(message: pb.Options | pb.VideoConfig, name: str, low: float, high: float) -> float:
+def _in_range(message: pb.Options, name: str, low: float, high: float) -> float:
     value: float = getattr(message, name)
     if not low <= value <= high:  # also false for NaN
         raise _out_of_range(name, value, f"{low:g} to {high:g}")
@@ -382,7 +398,7 @@ def _name(message: pb.Options | pb.VideoConfig, field: str, names: Mapping[int, 
     return names[number]
 
 
-def _number(name: str, names: Mapping[int, str]) -> int:
+def _number(name: str, names: Mapping[int, str]) -> Any:  # protobuf's enums are numbers that only mypy tells apart
     numbers = {known: number for number, known in names.items() if number}  # 0 stands for "not said"
     if name not in numbers:
         raise InvalidOptionError(f"'{name}' is none of {', '.join(numbers)}", remedy="choose one of them")

@@ -38,6 +38,7 @@ from serving.errors import (
     UnsupportedTaskError,
     UnusableImageError,
 )
+from serving.oip_http import add_oip_routes
 from serving.pictures import decode_picture
 from serving.render import PICTURE_KINDS, no_picture, overlay_png, prediction_json, prediction_npz, result_png
 from serving.schemas import Problem, SegmentAnswer
@@ -106,6 +107,7 @@ def create_app(service: SegmentationService, *, host_gives_request_id: bool = Fa
     )
     _add_segment(app, service)
     add_video_socket(app, service)
+    add_oip_routes(app, service)
     _add_status(app, service)
     _add_pages(app)
     _add_problems(app, service)

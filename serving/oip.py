@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from decoders.base import PostprocessOptions
 from serving.engine import Engine
-from serving.errors import InvalidImageError, InvalidOptionError, PolyheadError, TooLargeError
-from serving.oip_models import IMAGE, VERSION, Model, Output, find_model
+from serving.errors import InvalidImageError, InvalidOptionError, PolyheadError, TooLargeError, UnavailableError
+from serving.oip_models import IMAGE, VERSION, Model, Output, find_model, model_names
 from serving.render import MaskFormat
 from serving.service import SegmentationService
 from serving.types import Prediction, PredictOptions, parse_tasks
@@ -174,6 +174,23 @@ def error_text(error: PolyheadError) -> str:
     return f"{error.detail}; {error.remedy}"
 
 
+def unready_because(service: SegmentationService) -> str | None:
+    """Why pictures can't be answered now; None: they can."""
+    try:
+        service.check_ready()
+    except UnavailableError as error:
+        return error_text(error)
+    return None
+
+
+def repository_index(service: SegmentationService, *, only_ready: bool) -> list[dict[str, str]]:
+    """All models with their states, as Triton's repository extension tells them."""
+    reason = unready_because(service)
+    state = {"state": "READY"} if reason is None else {"state": "UNAVAILABLE", "reason": reason}
+    names = () if only_ready and reason is not None else model_names(service.engine.bundle)
+    return [{"name": name, "version": VERSION} | state for name in names]
+
+
 def read_call(
     service: SegmentationService, request: InferRequest, parameters: InferParameters, within: Call | None = None
 ) -> Call:
@@ -263,14 +280,14 @@ def _asked(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tasks to run and the tensors to make."""
     named = parse_tasks(parameters.tasks)
-    if named is not None and len(model.tasks) == 1 and named != [model.name]:
+    if named is not None and not model.is_ensemble and named != [model.name]:
         raise InvalidOptionError(
             f"tasks={parameters.tasks} for the model '{model.name}'", remedy="ask the model 'ensemble' for several"
         )
     if within is not None:
         tasks = within.tasks if named is None else engine.check_tasks(named)
     else:
-        tasks = model.tasks if len(model.tasks) == 1 else engine.check_tasks(named)
+        tasks = engine.check_tasks(named) if model.is_ensemble else model.tasks
     wanted = {name: task for name, (task, _) in model.outputs.items() if task in tasks}
     if outputs:
         wanted = {}

@@ -78,6 +78,11 @@ class Model:
     tasks: tuple[str, ...]
     outputs: Mapping[str, tuple[str, Output]]
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the request says which of the tasks run; a bundle may have one task only."""
+        return self.tasks != (self.name,)
+
 
 def _json(result: Result, masks: MaskFormat) -> NDArray[Any]:
     return np.array(json.dumps(result_json(result, masks)).encode(), dtype=object)
@@ -151,7 +156,7 @@ def find_model(bundle: Bundle, name: str, model_version: str = "") -> Model:
     names = list(model_names(bundle))
     if name not in names:
         told = ", ".join(names)
-        raise UnsupportedTaskError(f"no model '{name}'; there are: {told}", remedy=f"ask one of: {told}")
+        raise UnsupportedTaskError(f"no model '{name}'; there are: {told}", remedy="ask one of them")
     if model_version not in ("", VERSION):
         raise UnsupportedTaskError(
             f"no version '{model_version}' of model '{name}'; there is: {VERSION}", remedy=f"ask {VERSION}, or none"
@@ -193,7 +198,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
 def model_config(model: Model, bundle: Bundle, settings: Settings) -> dict[str, Any]:
     """Triton's ModelConfig (extension `model_configuration`), as far as it says something of us."""
     told = {"image": "BYTES [N]: picture files; or UINT8 [N, H, W, 3] or [H, W, 3]: RGB"}
-    if len(model.tasks) > 1:
+    if model.is_ensemble:
         told["tasks"] = f"without the request parameter 'tasks' or outputs: {','.join(bundle.default_tasks)}"
     config: dict[str, Any] = {
         "name": model.name,
@@ -209,7 +214,8 @@ def model_config(model: Model, bundle: Bundle, settings: Settings) -> dict[str, 
         "model_transaction_policy": {"decoupled": False},
         "parameters": {name: {"string_value": text} for name, text in told.items()},
     }
-    if any(isinstance(bundle.heads[task].decoder, StreamDecoder) for task in model.tasks):
+    tasks = bundle.default_tasks if model.is_ensemble else model.tasks  # a client may then send sequences only
+    if any(isinstance(bundle.heads[task].decoder, StreamDecoder) for task in tasks):
         config["sequence_batching"] = {"max_sequence_idle_microseconds": round(1e6 * settings.stream_idle_s)}
     return config
 

@@ -7,8 +7,10 @@ A sequence lives in the gRPC stream that started it and nowhere else, so no clie
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Any
 
-from serving.errors import InternalError, InvalidOptionError, PolyheadError, StreamEvictedError
+from serving.errors import InternalError, InvalidOptionError, PolyheadError
 from serving.frames import frame_decoder
 from serving.oip import Call, InferParameters, InferRequest, read_call
 from serving.service import SegmentationService
@@ -20,8 +22,11 @@ _KEPT = {"masks", "score_threshold", "mask_threshold", "overlap_threshold", "max
 _START_REMEDY = "begin with sequence_start; each gRPC stream has sequences of its own"
 
 
+logger = logging.getLogger("polyhead.oip")
+
+
 class Sequences:
-    """The sequences of one gRPC stream. `close` frees them, and must be called however the stream ends.
+    """The sequences of one gRPC stream. `cancel` frees them, and must be called however the stream ends.
 
     Args:
         service: of the replica.
@@ -71,12 +76,13 @@ class Sequences:
                 self._sequences.pop(key, None)
                 await sequence.end_input()
 
-    async def close(self) -> None:
-        """Free every sequence at once."""
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Begin to free every sequence, with what is inside; the tasks returned end when that is done."""
         self._sequences.clear()
-        for task in self._running:
+        running = list(self._running)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        return running
 
     async def _open(self, first: Call) -> _Sequence:
         if len(self._sequences) >= self._service.settings.max_streams:  # those that the server ended are told no more
@@ -148,7 +154,7 @@ class _Sequence:
     async def _hold(self) -> None:
         call, service = self.first, self._service
         config = StreamConfig(call.tasks, call.parameters.options, frame_timeout_s=call.parameters.timeout_s)
-        error: PolyheadError = StreamEvictedError("the sequence was ended", remedy=_START_REMEDY)
+        error: PolyheadError | None = None
         try:
             async with service.streams.open(config, frame_decoder("image", service.settings.max_pixels)) as stream:
                 self._stream.set_result(stream)
@@ -158,11 +164,19 @@ class _Sequence:
                         future.set_result(answer)
         except PolyheadError as failure:
             error = failure
-        except Exception as failure:  # noqa: BLE001  # whoever waits must hear of it
-            error = InternalError(f"the sequence failed with a {type(failure).__name__}", remedy="start another")
+        except Exception as failure:
+            logger.exception("a sequence failed")
+            error = InternalError(
+                f"the sequence failed with a {type(failure).__name__}; the server's log has it", remedy="start another"
+            )
         finally:
-            for future in (self._stream, *self._waiting.values()):
-                if not future.done():
+            futures: list[asyncio.Future[Any]] = [self._stream, *self._waiting.values()]
+            for future in futures:
+                if future.done():
+                    continue
+                if error is None:
+                    future.cancel()
+                else:
                     future.set_exception(error)
 
 

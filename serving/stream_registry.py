@@ -27,6 +27,7 @@ class StreamRegistry:
     def __init__(self, service: SegmentationService) -> None:
         self._service = service
         self._streams: set[VideoStream] = set()
+        self._stopping: PolyheadError | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -37,15 +38,22 @@ class StreamRegistry:
         """Memory that all streams keep between frames."""
         return sum(stream.state_bytes for stream in list(self._streams))
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `end_all` was called: the replica stops, and no stream is opened any more."""
+        return self._stopping is not None
+
     @asynccontextmanager
     async def open(self, config: StreamConfig, decoder: FrameDecoder) -> AsyncIterator[VideoStream]:
         """A stream for as long as the caller holds it; everything of it is freed afterwards, however it ended.
 
         Raises:
             OverloadedError: there are as many streams as are let in.
-            UnavailableError: the replica is not ready.
+            UnavailableError: the replica is not ready, or stops.
         """
         self._service.check_ready()
+        if self._stopping is not None:
+            raise self._stopping.with_traceback(None)
         limit = self._service.settings.max_streams
         if len(self._streams) >= limit:
             raise OverloadedError(
@@ -54,6 +62,7 @@ class StreamRegistry:
                 retry_after_s=self._service.settings.stream_idle_s,
             )
         stream = VideoStream(self._service, config, decoder, self._keep_within_memory)
+        del decoder  # the stream lets go of it when it is ended
         self._streams.add(stream)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="stream sweeper")
@@ -64,12 +73,15 @@ class StreamRegistry:
             await stream.close()
 
     def end_all(self, error: PolyheadError | None = None) -> None:
-        """End every stream, since the replica stops; clients open another and begin without state. In any thread."""
+        """End every stream and open no other, since the replica stops. In any thread.
+
+        Clients open another elsewhere and begin without state.
+        """
+        self._stopping = error or UnavailableError(
+            "this replica is stopping", remedy="open a new stream", retry_after_s=1
+        )
         for stream in list(self._streams):
-            self._evict(
-                stream,
-                error or UnavailableError("this replica is stopping", remedy="open a new stream", retry_after_s=1),
-            )
+            self._evict(stream, self._stopping)
 
     def evict_idle(self, now_s: float) -> None:
         """End the streams whose clients have neither sent a frame nor read a waiting answer for too long."""

@@ -41,8 +41,6 @@ Value = TypeVar("Value")
 MAX_IN_FLIGHT = 64
 """Largest `StreamConfig.max_in_flight`."""
 
-logger = logging.getLogger("polyhead.streams")
-
 _MAX_REFUSED = 64
 """Refused frames that wait for their answer to be read, before the sender is made to wait."""
 
@@ -251,6 +249,7 @@ class VideoStream:
             PolyheadError: the stream was ended, says why; or its input had ended.
         """
         self.active_s = time.monotonic()
+        await asyncio.sleep(0)  # a sender who never has to wait must leave the others their turn
         async with self._push_order:
             self._check_open()
             for job in await self._receive(frame):
@@ -274,6 +273,12 @@ class VideoStream:
             self._end(error)
         else:
             self._loop.call_soon_threadsafe(self._end, error)
+
+    async def wait_ended(self) -> PolyheadError:
+        """Wait until the stream was ended on our side, and why; a client that does not read never gets to `answers`."""
+        while self._failure is None:
+            await self._changed.wait()
+        return self._failure
 
     async def close(self) -> None:
         """Free everything; safe to call twice, and after any end."""

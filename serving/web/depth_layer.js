@@ -1,21 +1,28 @@
 /* A depth map as a layer over the photo: look-up in its unit, painting, and its colour bar. */
 
-import { depthColor, pixel } from "./colors.js";
+import { makeCanvas } from "./canvas.js";
+import { cssColor, depthColor, pixel } from "./colors.js";
 import { bytesFromBase64, decodePng16 } from "./png16.js";
 
 const NICE_STEPS = [1, 2, 5];
 const MAX_TICKS = 5;
+const SETTLE_MS = 1000; // in which a video's colours follow a new range, so that they don't flicker
+const RAMP_STEPS = 1024;
+const RAMP = Uint32Array.from({ length: RAMP_STEPS }, (_, i) => pixel(depthColor(i / (RAMP_STEPS - 1))));
 
 export class DepthLayer {
   defaultOpacity = 1;
 
-  static async fromResult(result) {
+  /** In a video, the colours' range comes slowly from that of the layer before. */
+  static async fromResult(result, previous = null) {
     const { width, height, values } = await decodePng16(bytesFromBase64(result.png16));
-    return new DepthLayer(result, width, height, values);
+    const pace = previous ? 1 - Math.exp((previous.madeMs - performance.now()) / SETTLE_MS) : 1;
+    const follow = (name) => (previous ? previous[name] + pace * (result[name] - previous[name]) : result[name]);
+    return new DepthLayer({ ...result, min: follow("min"), max: follow("max") }, width, height, values);
   }
 
   constructor({ unit, min, max, scale }, width, height, values) {
-    Object.assign(this, { unit, min, max, scale, width, height, values });
+    Object.assign(this, { unit, min, max, scale, width, height, values, madeMs: performance.now() });
     // Colours follow the logarithm: equal ratios look alike, so near things keep their detail beside far ones.
     const far = max > 0 ? max : 1;
     this.logNear = Math.log(Math.max(min, far / 500));
@@ -50,12 +57,14 @@ export class DepthLayer {
 
   paint(canvas) {
     const { width, height } = canvas;
-    const colors = new Uint32Array(65536); // one colour per stored value; 0 = no depth stays clear
+    const colors = new Uint32Array(65536).fill(RAMP[0]); // one colour per stored value
     const lowest = Math.max(1, Math.floor(this.min / this.scale));
     const highest = Math.min(65535, Math.ceil(this.max / this.scale));
     for (let value = lowest; value <= highest; value++) {
-      colors[value] = pixel(depthColor(this.place(value * this.scale)));
+      colors[value] = RAMP[Math.round(this.place(value * this.scale) * (RAMP_STEPS - 1))];
     }
+    colors.fill(RAMP[RAMP_STEPS - 1], highest + 1);
+    colors[0] = 0; // no depth stays clear
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
@@ -65,16 +74,6 @@ export class DepthLayer {
       for (let x = 0; x < width; x++, i++) pixels[i] = colors[this.values[row + columns[x]]];
     }
     context.putImageData(image, 0, 0);
-  }
-
-  /** The ramp from near to far, left to right. */
-  paintBar(canvas) {
-    const context = canvas.getContext("2d");
-    for (let x = 0; x < canvas.width; x++) {
-      const [red, green, blue] = depthColor(x / (canvas.width - 1));
-      context.fillStyle = `rgb(${red} ${green} ${blue})`;
-      context.fillRect(x, 0, 1, canvas.height);
-    }
   }
 
   /** Round depths for the bar's scale, evenly thinned: [{ depth, place }]. */
@@ -111,4 +110,15 @@ export class DepthLayer {
       return depths.sort((a, b) => a - b)[depths.length >> 1];
     });
   }
+}
+
+/** The colours from near to far, left to right. */
+export function depthRamp() {
+  const canvas = makeCanvas({ width: 512, height: 1 }, "ramp");
+  const context = canvas.getContext("2d");
+  for (let x = 0; x < canvas.width; x++) {
+    context.fillStyle = cssColor(depthColor(x / (canvas.width - 1)));
+    context.fillRect(x, 0, 1, canvas.height);
+  }
+  return canvas;
 }

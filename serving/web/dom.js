@@ -56,3 +56,16 @@ export function problemCard(problem, { level = 2, onRetry = null } = {}) {
     ),
   );
 }
+
+/** A slider for how much an overlay covers; `onInput(opacity)`, opacity in [0, 1]. */
+export function opacitySlider(title, opacity, onInput) {
+  const slider = el("input", {
+    type: "range",
+    min: "0",
+    max: "100",
+    value: Math.round(opacity * 100),
+    "aria-label": `${title} opacity`,
+    oninput: () => onInput(slider.value / 100),
+  });
+  return el("label", { class: "opacity" }, el("span", { text: "Opacity" }), slider);
+}

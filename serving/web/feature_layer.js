@@ -14,10 +14,12 @@ const TRIMMED = 0.02; // of the values at either end share the end's colour
 export class FeatureLayer {
   defaultOpacity = 0.9;
 
-  constructor({ dim, grid: [rows, columns], vectors16 }) {
+  /** In a video, the directions follow those of the layer before: found from scratch, they might change their sign. */
+  constructor({ dim, grid: [rows, columns], vectors16 }, previous = null) {
     Object.assign(this, { rows, columns });
     const vectors = centered(Float32Array.from(new Uint16Array(bytesFromBase64(vectors16).buffer), fromHalf), dim);
-    const channels = principalDirections(vectors, dim).map((direction) => spread(project(vectors, direction)));
+    this.directions = principalDirections(vectors, dim, previous?.directions ?? someDirections(dim));
+    const channels = this.directions.map((direction) => spread(project(vectors, direction)));
     this.colors = Uint32Array.from({ length: rows * columns }, (_, i) => pixel(channels.map((channel) => channel[i])));
   }
 
@@ -61,12 +63,17 @@ function centered(vectors, dim) {
   return vectors;
 }
 
-/** The first principal components of centred vectors, by subspace iteration; the same at every call. */
-function principalDirections(vectors, dim) {
-  const stride = dim * Math.ceil(vectors.length / dim / FITTED_VECTORS);
-  let directions = Array.from({ length: COMPONENTS }, (_, k) =>
+/** Where to begin; the same at every call. */
+function someDirections(dim) {
+  return Array.from({ length: COMPONENTS }, (_, k) =>
     Float64Array.from({ length: dim }, (_, i) => Math.cos((k + 1) * (i + 1))),
   );
+}
+
+/** The first principal components of centred vectors, by subspace iteration. */
+function principalDirections(vectors, dim, start) {
+  const stride = dim * Math.ceil(vectors.length / dim / FITTED_VECTORS);
+  let directions = start;
   for (let round = 0; round < ROUNDS; round++) {
     const next = directions.map((direction) => {
       const sum = new Float64Array(dim);

@@ -101,7 +101,7 @@ function embeddingCard(title, { dim, vector }) {
     title,
     `${dim} numbers`,
     vectorStrip(vector),
-    el("p", { class: "hint", text: `One vector of length ${length.toPrecision(3)}. The downloadable answer holds it.` }),
+    el("p", { class: "hint", text: `One vector of length ${length.toPrecision(3)}. The answer (JSON) holds it.` }),
   );
 }
 
@@ -113,7 +113,7 @@ function denseEmbeddingCard(title, { dim, grid: [rows, columns] }) {
       class: "hint",
       text:
         `A vector of ${dim} numbers for each cell of a grid. Red, green and blue are the three directions ` +
-        "in which this photo’s vectors differ most: like colours mean like vectors.",
+        "in which this picture’s vectors differ most: like colours mean like vectors.",
     }),
   );
 }
@@ -124,6 +124,9 @@ const NUMBER_CARDS = {
   dense_embedding: denseEmbeddingCard,
 };
 
+/** The card of a result that is told in numbers; null for one that is a layer only. */
+export const numberCard = (task, result) => NUMBER_CARDS[result.kind]?.(titleOf(task), result) ?? null;
+
 /** Cards for every answered task. Returns { cards, rows }, rows the legend's button of each segment. */
 export function findingCards(views, results, stage) {
   const depthLayer = views.find((view) => view.layer instanceof DepthLayer)?.layer ?? null;
@@ -131,9 +134,6 @@ export function findingCards(views, results, stage) {
   const cards = views
     .filter((view) => view.layer instanceof SegmentLayer)
     .map((view) => segmentCard(view, depthLayer, stage, rows));
-  for (const [task, result] of Object.entries(results)) {
-    const makeCard = NUMBER_CARDS[result.kind];
-    if (makeCard) cards.push(makeCard(titleOf(task), result));
-  }
+  cards.push(...Object.entries(results).map(([task, result]) => numberCard(task, result)).filter(Boolean));
   return { cards, rows };
 }

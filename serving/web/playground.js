@@ -1,28 +1,36 @@
 /*
- * The playground page: takes a photo and a choice of tasks, asks the server, and shows the answer.
+ * The playground page: takes a photo, a clip or the camera and a choice of tasks, asks the server, and shows what it
+ * answers.
  *
- *   api.js            requests and their errors          stage.js     the picture and its overlays
- *   rle.js, png16.js  mask and depth decoding            findings.js  legends, lists and numbers
- *   *_layer.js        one task's result over the photo   timing.js    the timing panel
+ *   file_input.js     chosen, pasted, dropped files      view_switch.js   which view is on show
+ *   api.js            requests and their errors          stage.js         the photo and its overlays
+ *   rle.js, png16.js  mask and depth decoding            findings.js      legends, lists and numbers
+ *   *_layer.js        one task's result over a picture   timing.js        the timing panel
+ *
+ *   video_player.js   a live video's buttons and numbers
+ *   video_source.js   the clip or the camera             live_video.js    frames out, answers in
+ *   video_socket.js   the server's WS /video             video_view.js    frames and their overlays
  */
 
 import { curlCommand, fetchTasks, ProblemError, readableProblem, segment } from "./api.js";
-import { DepthLayer } from "./depth_layer.js";
 import { el, icon, problemCard, titleOf } from "./dom.js";
-import { FeatureLayer } from "./feature_layer.js";
+import { isVideo, listenForFiles } from "./file_input.js";
 import { findingCards } from "./findings.js";
-import { percent, SegmentLayer } from "./segment_layer.js";
+import { layerOf } from "./layers.js";
+import { percent } from "./segment_layer.js";
 import { Stage } from "./stage.js";
 import { formatMs, timingPanel } from "./timing.js";
+import { VideoPlayer } from "./video_player.js";
+import { VideoSource } from "./video_source.js";
+import { BARE_VIEW, ViewSwitch } from "./view_switch.js";
 
 const RECONNECT_MS = 4000;
 const SETTLE_MS = 250; // several chips in a row make one request
 const COPIED_MS = 1600;
 const WIDE = window.matchMedia("(min-width: 62rem)");
-const PHOTO_VIEW = "(photo)"; // no task has such names
-const ALL_VIEWS = "(all)";
+const LAYER_KINDS = new Set(["panoptic", "semantic", "instance", "depth", "dense_embedding"]);
 const NO_TASK = { title: "Choose at least one task" };
-const NO_SERVER_YET = { title: "Waiting for the server", detail: "Your photo is sent as soon as it answers." };
+const NO_SERVER_YET = { title: "Waiting for the server", detail: "Your picture is sent as soon as it answers." };
 
 const byId = (id) => document.getElementById(id);
 const state = {
@@ -31,7 +39,6 @@ const state = {
   photo: null, // { file, bitmap, width, height }
   answer: null,
   views: [],
-  view: null, // the view's key that the person chose; null = whatever suits
   rows: new Map(), // segment → legend row
   request: null, // AbortController of the request under way
 };
@@ -39,7 +46,19 @@ const state = {
 const announce = (text) => {
   byId("announcer").textContent = text;
 };
+const labelsOf = (taskName) => state.tasks.find(({ name }) => name === taskName)?.labels;
 const stage = new Stage(byId("panes"), { announce, onSpotlight: markRows });
+const views = new ViewSwitch(byId("views"), {
+  onChoose: () => (player.isOpen ? player.showViews() : showPanes()),
+  isWide: () => WIDE.matches,
+});
+const player = new VideoPlayer({
+  announce,
+  showProblem: showNotice,
+  clearProblem: clearNotice,
+  labelsOf,
+  shownViews: videoViews,
+});
 
 /* ---- The server and its tasks ---- */
 
@@ -51,10 +70,10 @@ async function connect() {
     state.chosen = new Set(tasks.map((task) => task.name).filter((name) => defaults.includes(name)));
     server.dataset.state = "ready";
     server.textContent = `${bundle} · ${encoder.name}`;
-    byId("trunk").replaceChildren(el("span", { text: encoder.name }), " one pass per photo");
+    byId("trunk").replaceChildren(el("span", { text: encoder.name }), " one pass per picture");
     byId("trunk").hidden = false;
     showChips();
-    if (state.photo) run();
+    if (state.photo || player.isOpen) run();
   } catch (error) {
     if (!(error instanceof ProblemError)) throw error;
     server.dataset.state = "down";
@@ -85,10 +104,17 @@ function showChips() {
   );
 }
 
-/* ---- The photo ---- */
+/* ---- The photo, the clip, or the camera ---- */
+
+let taking = 0; // counts what was given to the page; opening takes time, and the latest wins
+
+function takeFile(file) {
+  if (isVideo(file)) takeVideo(() => VideoSource.fromClip(file));
+  else takePhoto(file);
+}
 
 async function takePhoto(file) {
-  if (!file) return;
+  const turn = ++taking;
   let bitmap;
   try {
     // The server answers in the pixels of the upright picture.
@@ -101,8 +127,44 @@ async function takePhoto(file) {
     });
     return;
   }
-  state.photo?.bitmap.close();
+  if (turn !== taking) {
+    bitmap.close();
+    return;
+  }
+  clearWorkbench();
   state.photo = { file, bitmap, width: bitmap.width, height: bitmap.height };
+  showViews();
+  run();
+}
+
+async function takeVideo(open) {
+  const turn = ++taking;
+  clearNotice();
+  let source;
+  try {
+    source = await open();
+  } catch (error) {
+    if (!(error instanceof ProblemError)) throw error;
+    if (turn === taking) showNotice(error.problem, open === VideoSource.fromCamera ? () => takeVideo(open) : null);
+    return;
+  }
+  if (turn !== taking) {
+    source.close();
+    return;
+  }
+  clearWorkbench();
+  player.open(source);
+  run();
+}
+
+/** Ends what was there before. */
+function clearWorkbench() {
+  state.request?.abort();
+  state.request = null;
+  setWaiting(false);
+  player.close();
+  state.photo?.bitmap.close();
+  state.photo = null;
   state.answer = null;
   state.views = [];
   document.body.classList.remove("is-empty");
@@ -111,46 +173,6 @@ async function takePhoto(file) {
   byId("findings").replaceChildren(el("div", { class: "card skeleton", "aria-hidden": "true" }));
   byId("timing").hidden = true;
   byId("take-away").hidden = true;
-  showViews();
-  run();
-}
-
-const firstPicture = (files) => [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
-
-function listenForPhotos() {
-  for (const [action, inputId] of [["choose", "file-input"], ["camera", "camera-input"]]) {
-    const input = byId(inputId);
-    for (const button of document.querySelectorAll(`[data-action=${action}]`)) {
-      button.addEventListener("click", () => input.click());
-    }
-    input.addEventListener("change", () => {
-      takePhoto(input.files[0]);
-      input.value = ""; // the same file may be chosen again
-    });
-  }
-  byId("dropzone").addEventListener("click", (event) => {
-    if (!event.target.closest("button")) byId("file-input").click();
-  });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) takePhoto(firstPicture(event.clipboardData.files));
-  });
-
-  const veil = byId("drop-veil");
-  const carriesFiles = (event) => event.dataTransfer.types.includes("Files");
-  window.addEventListener("dragover", (event) => {
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    veil.hidden = false;
-  });
-  window.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) veil.hidden = true;
-  });
-  window.addEventListener("drop", (event) => {
-    veil.hidden = true;
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    takePhoto(firstPicture(event.dataTransfer.files));
-  });
 }
 
 /* ---- Asking ---- */
@@ -168,6 +190,12 @@ async function run() {
   state.request = null;
   clearNotice();
   const tasks = chosenTasks();
+  if (player.isOpen) {
+    player.setTasks(tasks);
+    showViews();
+    if (tasks.length === 0) showNotice(state.tasks.length ? NO_TASK : NO_SERVER_YET);
+    return;
+  }
   if (!state.photo || tasks.length === 0) {
     setWaiting(false);
     if (state.photo) giveUp(state.tasks.length ? NO_TASK : NO_SERVER_YET);
@@ -182,9 +210,9 @@ async function run() {
   try {
     const answer = await segment(photo.file, tasks, request.signal);
     const roundTripMs = performance.now() - startedMs;
-    const views = await viewsOf(answer, tasks);
+    const answered = await viewsOf(answer, tasks);
     if (state.request !== request) return; // a newer photo or choice has taken over
-    showAnswer(answer, views, tasks, roundTripMs);
+    showAnswer(answer, answered, tasks, roundTripMs);
   } catch (error) {
     if (error.name === "AbortError" || state.request !== request) return;
     if (!(error instanceof ProblemError)) throw error;
@@ -224,49 +252,35 @@ function showNotice(problem, onRetry = null) {
   byId("notice").replaceChildren(problemCard(problem, { onRetry }));
 }
 
-const clearNotice = () => byId("notice").replaceChildren();
+function clearNotice() {
+  byId("notice").replaceChildren();
+}
 
 /* ---- Showing ---- */
 
-/** The layer that shows a result over the photo; null for one that is no picture. */
-async function layerOf(task, result, image) {
-  switch (result.kind) {
-    case "depth":
-      return DepthLayer.fromResult(result);
-    case "panoptic":
-    case "semantic":
-    case "instance":
-      return new SegmentLayer(result, state.tasks.find(({ name }) => name === task)?.labels, image);
-    case "dense_embedding":
-      return new FeatureLayer(result);
-    default:
-      return null;
-  }
-}
-
 /** One view per task that has something to show: its layer, or its problem. */
 async function viewsOf(answer, tasks) {
-  const views = [];
+  const found = [];
   for (const task of tasks) {
     const view = { key: task, title: titleOf(task), layer: null, problem: null };
     if (answer.errors?.[task]) {
       view.problem = readableProblem(answer.errors[task], `${view.title} failed`);
     } else {
       try {
-        view.layer = await layerOf(task, answer.results[task], answer.image);
+        view.layer = await layerOf(answer.results[task], labelsOf(task), answer.image);
       } catch (error) {
         view.problem = { title: `${view.title} can’t be shown`, detail: error.message, remedy: "" };
       }
     }
-    if (view.layer || view.problem) views.push(view);
+    if (view.layer || view.problem) found.push(view);
   }
-  return views;
+  return found;
 }
 
-function showAnswer(answer, views, tasks, roundTripMs) {
+function showAnswer(answer, answered, tasks, roundTripMs) {
   state.answer = answer;
-  state.views = views;
-  const findings = findingCards(views, answer.results, stage);
+  state.views = answered;
+  const findings = findingCards(answered, answer.results, stage);
   state.rows = findings.rows;
   byId("workbench").classList.add("has-answer");
   byId("workbench").classList.remove("is-stale");
@@ -276,45 +290,36 @@ function showAnswer(answer, views, tasks, roundTripMs) {
   byId("curl").textContent = curlCommand(state.photo.file, tasks);
   byId("take-away").hidden = false;
   showViews();
-  const found = views.filter((view) => view.layer).map((view) => `${view.title}: ${view.layer.summary}`);
+  const found = answered.filter((view) => view.layer).map((view) => `${view.title}: ${view.layer.summary}`);
   for (const [task, { classes }] of Object.entries(answer.results)) {
     if (classes?.length) found.push(`${titleOf(task)}: ${classes[0].label} ${percent(classes[0].score)}`);
   }
   announce(`Done in ${formatMs(roundTripMs)}. ${found.join(". ")}`);
 }
 
-/** The view to show: the one chosen, while the answer has it, else all side by side, else the first task. */
-function currentView(keys) {
-  if (keys.includes(state.view)) return state.view;
-  if (keys.includes(ALL_VIEWS)) return ALL_VIEWS;
-  return keys[1] ?? PHOTO_VIEW;
-}
-
 function showViews() {
-  const options = [{ key: PHOTO_VIEW, title: "Photo" }, ...state.views];
-  if (WIDE.matches && state.views.length > 1) options.push({ key: ALL_VIEWS, title: "Side by side" });
-  const current = currentView(options.map((option) => option.key));
-
-  const focused = byId("views").contains(document.activeElement);
-  const radios = options.map(({ key, title }) => {
-    const radio = el("input", { type: "radio", name: "view", value: key, checked: key === current });
-    radio.addEventListener("change", () => {
-      state.view = key;
-      showPanes(key);
-    });
-    return el("label", { class: "view" }, radio, el("span", { text: title }));
-  });
-  byId("views").replaceChildren(byId("views").querySelector("legend"), ...radios);
-  byId("views").hidden = options.length < 2;
-  if (focused) byId("views").querySelector(":checked").focus();
-  showPanes(current);
+  if (player.isOpen) {
+    views.offer(player.title, videoTasks());
+    player.showViews();
+  } else {
+    views.offer("Photo", state.views);
+    showPanes();
+  }
 }
 
-function showPanes(key) {
-  const views = [{ key: PHOTO_VIEW, title: "Photo", layer: null, problem: null }, ...state.views];
-  const keys = key === ALL_VIEWS ? state.views.map((view) => view.key) : [key];
-  stage.show(state.photo, views, keys);
-  byId("download-png").disabled = !views.some((view) => keys.includes(view.key) && view.layer);
+const videoTasks = () =>
+  state.tasks
+    .filter(({ name, kind }) => state.chosen.has(name) && LAYER_KINDS.has(kind))
+    .map(({ name }) => ({ key: name, title: titleOf(name) }));
+
+function videoViews() {
+  return [{ key: BARE_VIEW, title: player.title }, ...videoTasks()].filter(({ key }) => views.keys.includes(key));
+}
+
+function showPanes() {
+  const all = [{ key: BARE_VIEW, title: "Photo", layer: null, problem: null }, ...state.views];
+  stage.show(state.photo, all, views.keys);
+  byId("download-png").disabled = !all.some((view) => views.keys.includes(view.key) && view.layer);
 }
 
 function markRows(segment, pinned) {
@@ -367,8 +372,19 @@ function listenForTakeAway() {
 }
 
 WIDE.addEventListener("change", () => {
-  if (state.photo) showViews();
+  if (state.photo || player.isOpen) showViews();
 });
-listenForPhotos();
+listenForFiles({
+  inputs: [
+    ["choose", byId("file-input")],
+    ["take-photo", byId("camera-input")],
+  ],
+  dropzone: byId("dropzone"),
+  veil: byId("drop-veil"),
+  onFile: takeFile,
+});
+for (const button of document.querySelectorAll("[data-action=camera]")) {
+  button.addEventListener("click", () => takeVideo(VideoSource.fromCamera));
+}
 listenForTakeAway();
 connect();

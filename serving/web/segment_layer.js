@@ -80,6 +80,31 @@ export class SegmentLayer {
     });
   }
 
+  /**
+   * Where to write the segments' names: [{ segment, u, v }], u and v in [0, 1), in the middle of the longest run of a
+   * segment's pixels in the row of its centre; those with a smaller share of the picture than `minShare` have none.
+   */
+  anchors(minShare) {
+    const { width, height } = this;
+    const map = this.sample(width, height);
+    const sums = this.segments.map(() => ({ y: 0, count: 0 }));
+    for (let y = 0, i = 0; y < height; y++) {
+      for (let x = 0; x < width; x++, i++) {
+        const sum = sums[map[i] - 1];
+        if (!sum) continue;
+        sum.y += y;
+        sum.count += 1;
+      }
+    }
+    return this.segments.flatMap((segment) => {
+      const { y, count } = sums[segment.index];
+      if (count === 0 || count < minShare * width * height) return [];
+      const row = Math.round(y / count);
+      const [start, length] = longestRun(map.subarray(row * width, (row + 1) * width), segment.index + 1);
+      return length ? [{ segment, u: (start + length / 2) / width, v: (row + 0.5) / height }] : [];
+    });
+  }
+
   /** Shades all but one segment, and outlines that one: the whole of it, also where a better instance covers it. */
   paintSpotlight(canvas, segment) {
     const { width, height } = canvas;
@@ -101,6 +126,17 @@ export class SegmentLayer {
       }
     });
   }
+}
+
+/** The longest run of `value`: [start, length]. */
+function longestRun(values, value) {
+  let best = [0, 0];
+  let start = 0;
+  values.forEach((candidate, i) => {
+    if (candidate !== value) start = i + 1;
+    else if (i + 1 - start > best[1]) best = [start, i + 1 - start];
+  });
+  return best;
 }
 
 /** A column-major map of the size `from` at another size, row-major, nearest neighbour. */

@@ -3,8 +3,9 @@
  * All panes share one probe (pointer or arrow keys) and one spotlit segment, so that views can be read together.
  */
 
-import { DepthLayer } from "./depth_layer.js";
-import { el, problemCard, setVars } from "./dom.js";
+import { fit, makeCanvas } from "./canvas.js";
+import { DepthLayer, depthRamp } from "./depth_layer.js";
+import { el, opacitySlider, problemCard, setVars } from "./dom.js";
 import { SegmentLayer } from "./segment_layer.js";
 
 const SHOWN_MAX_SIDE = 1600;
@@ -12,19 +13,6 @@ const SPOTLIGHT_MAX_SIDE = 960; // redrawn as the pointer moves
 const SAVED_MAX_SIDE = 4096;
 const PROBE_STEP = 0.02;
 const PROBE_MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-/** Canvas size for a photo: its own, or smaller with the same shape. */
-function fit(photo, maxSide) {
-  const ratio = Math.min(1, maxSide / Math.max(photo.width, photo.height));
-  return { width: Math.max(1, Math.round(photo.width * ratio)), height: Math.max(1, Math.round(photo.height * ratio)) };
-}
-
-function makeCanvas({ width, height }, className) {
-  const canvas = el("canvas", { class: className, "aria-hidden": "true" });
-  canvas.width = width;
-  canvas.height = height;
-  return canvas;
-}
 
 function drawPhoto(canvas, photo) {
   const context = canvas.getContext("2d");
@@ -153,30 +141,20 @@ export class Stage {
   }
 
   #makeSlider(view, overlay) {
-    const slider = el("input", {
-      type: "range",
-      min: "0",
-      max: "100",
-      value: Math.round(this.#opacityOf(view) * 100),
-      "aria-label": `${view.title} opacity`,
+    return opacitySlider(view.title, this.#opacityOf(view), (opacity) => {
+      this.#opacities.set(view.key, opacity);
+      overlay.style.opacity = opacity;
     });
-    slider.addEventListener("input", () => {
-      this.#opacities.set(view.key, slider.value / 100);
-      overlay.style.opacity = slider.value / 100;
-    });
-    return el("label", { class: "opacity" }, el("span", { text: "Opacity" }), slider);
   }
 
   #makeDepthBar(pane) {
     const { layer } = pane.view;
-    const ramp = makeCanvas({ width: 512, height: 1 }, "ramp");
-    layer.paintBar(ramp);
     pane.marker = el("div", { class: "marker", hidden: true });
     const tick = (text, place, edge = "") => setVars(el("span", { class: `tick ${edge}`, text }), { at: place });
     return el(
       "div",
       { class: "depth-bar", role: "img", "aria-label": `Colour scale, near to far: ${layer.summary}` },
-      el("div", { class: "ramp-holder" }, ramp, pane.marker),
+      el("div", { class: "ramp-holder" }, depthRamp(), pane.marker),
       el(
         "div",
         { class: "ticks" },

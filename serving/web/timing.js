@@ -123,7 +123,7 @@ export function timingPanel(answer, tasks, roundTripMs) {
     ["Seen from this browser", formatMs(roundTripMs)],
     ["Encoder passes", String(timing.encoder_passes)],
     ["Batch size", String(timing.batch_size)],
-    ["Request", answer.request_id],
+    ...(answer.request_id ? [["Request", answer.request_id]] : []), // frames of a stream have none
   ];
   return [
     ...(sharing ? [comparison(timing, sharing)] : []),

@@ -251,7 +251,7 @@ def test_with_b_frames_a_frame_that_gives_no_picture_is_given_up_after_some_more
     out: list[list[int]] = []
     for number, unit in enumerate(units[:2] + units[3:]):
         decoded = decoder.decode(Frame(number, unit))
-        out.append([n for n in errors(decoded)])
+        out.append(list(errors(decoded)))
     lost = [(told_at, n) for told_at, ids in enumerate(out) for n in ids]
     assert lost
     assert all(told_at - n == frames_module._MAX_REORDERED for told_at, n in lost)

@@ -687,7 +687,7 @@ def test_every_operation_of_the_schema_has_a_name_of_its_own(client: TestClient)
 def assert_page_headers(response: Any) -> None:
     """What is loaded may load from this server only, is what it says it is, and is asked for anew each time."""
     policy = dict(part.strip().split(" ", 1) for part in response.headers["Content-Security-Policy"].split(";"))
-    assert policy == {"default-src": "'self'", "img-src": "'self' blob: data:"}
+    assert policy == {"default-src": "'self'", "img-src": "'self' blob: data:", "media-src": "'self' blob:"}
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Cache-Control"] == "no-cache"
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import shutil
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect, sync_playwright
 
 from decoders.masks import encode
 from decoders.results import (
@@ -31,7 +37,7 @@ from decoders.results import (
     SemanticResult,
 )
 from serving.http_gateway import create_app
-from serving.render import kind_of, prediction_json
+from serving.render import kind_of, prediction_json, result_json
 from serving.service import SegmentationService
 from serving.types import Prediction, Timing
 
@@ -52,16 +58,25 @@ def address(make_service: Callable[..., SegmentationService]) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    """A page of a headless browser with an empty profile."""
+@pytest.fixture(scope="module")  # not longer: while it is open, this thread has an event loop
+def browser() -> Iterator[Browser]:
+    """A headless browser with a camera that is none."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     quiet = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, "--disable-sync"])
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, *camera, "--disable-sync"])
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page with an empty profile."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})  # in a context of its own
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -141,8 +156,8 @@ def photo_of_cats() -> Image.Image:
     return Image.fromarray(pixels // 2 + 60)
 
 
-def answer_with(page: Page, results: Mapping[str, Result]) -> None:
-    """Let a server that has these tasks and these results answer the page."""
+def tell_tasks(page: Page, results: Mapping[str, Result]) -> None:
+    """Let the page believe in a server whose tasks give these results."""
     labels = [
         {"label_id": i, "name": name, "is_thing": name == "cat", "color": color}
         for i, (name, color) in enumerate(COLORS.items())
@@ -152,13 +167,18 @@ def answer_with(page: Page, results: Mapping[str, Result]) -> None:
         for task, result in results.items()
     ]
     told = {"bundle": "all", "encoder": {"name": "tiny"}, "default_tasks": list(results), "tasks": tasks}
-    timing = Timing(1, 2, 3, 40, dict.fromkeys(results, 5.0), 6, 90, 1, 1)
-    prediction = Prediction((HEIGHT, WIDTH), (HEIGHT, WIDTH), results, {}, timing)
     page.route("**/tasks", lambda route: route.fulfill(json=told))
-    page.route(
-        "**/segment?*",
-        lambda route: route.fulfill(json=prediction_json(prediction, request_id="r1", bundle="all", masks="rle")),
-    )
+
+
+def answer_of(results: Mapping[str, Result], size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, Any]:
+    timing = Timing(1, 2, 3, 40, dict.fromkeys(results, 5.0), 6, 90, 1, 1)
+    return prediction_json(Prediction(size, size, results, {}, timing), request_id="r1", bundle="all", masks="rle")
+
+
+def answer_with(page: Page, results: Mapping[str, Result]) -> None:
+    """Let a server that has these tasks and these results answer the page."""
+    tell_tasks(page, results)
+    page.route("**/segment?*", lambda route: route.fulfill(json=answer_of(results)))
 
 
 def show(page: Page, address: str, results: Mapping[str, Result], folder: Path) -> None:
@@ -347,3 +367,445 @@ def test_file_that_is_no_photo_is_refused_with_the_servers_remedy(address: str, 
 
     expect(page.locator("#notice")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#notice")).not_to_be_empty()
+
+
+# Live video
+
+
+def make_clip(path: Path, frames: int = 30, rate: int = 10, codec: str = "libvpx") -> Path:
+    """A clip (VP8, which every Chromium plays) of a white square that wanders over black, 10 pixels a frame."""
+    with av.open(str(path), "w") as clip:
+        stream = clip.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.bit_rate = 4_000_000
+        stream.options = {"deadline": "realtime", "cpu-used": "8"}
+        for number in range(frames):
+            pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            left = 10 * number % (WIDTH - 60)
+            pixels[90:150, left : left + 60] = 255
+            clip.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        clip.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 seconds."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "square.webm")
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a minute, so that a test ends before it does."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "long.webm", frames=300)
+
+
+def square_of(picture: Image.Image) -> InstanceResult:
+    """What a perfect head finds in a frame of `make_clip`: the bright pixels, as one tracked cat."""
+    mask = encode(np.asarray(picture.convert("L")) > 128)
+    cat = Segment(1, 0, "cat", True, 0.9, mask.area(), mask.bbox(), track_id=1)
+    return InstanceResult((picture.height, picture.width), (cat,), (mask,))
+
+
+class FakeStreams:
+    """Stands in for `WS /video`: answers each frame with the square in it, and notes what the page does.
+
+    Attributes:
+        configs: of the streams that were opened.
+        sockets: of them.
+        closed: how many the page has left.
+        unanswered: the largest number of frames without an answer that there ever was.
+        sizes: (width, height) of the frames.
+        held: answers are kept in here while it is a list.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.configs: list[dict[str, Any]] = []
+        self.sockets: list[WebSocketRoute] = []
+        self.closed = 0
+        self.unanswered = 0
+        self.sizes: list[tuple[int, int]] = []
+        self.held: list[tuple[WebSocketRoute, str]] | None = None
+        self.refusal: dict[str, Any] | None = None
+        self.broken: set[int] = set()
+        page.route_web_socket("**/video", self._open)
+
+    def release(self) -> None:
+        """Send what was held, and hold no more."""
+        held, self.held = self.held or [], None
+        for socket, text in held:
+            socket.send(text)
+
+    def _open(self, socket: WebSocketRoute) -> None:
+        self.sockets.append(socket)
+        socket.on_message(lambda message: self._take(socket, message))
+        socket.on_close(lambda code, reason: self._left())
+
+    def _left(self) -> None:
+        self.closed += 1
+
+    def _take(self, socket: WebSocketRoute, message: str | bytes) -> None:
+        if isinstance(message, str):
+            self.configs.append(json.loads(message))
+            if self.refusal is not None:
+                socket.send(json.dumps({"problem": self.refusal}))
+                socket.close(code=1008, reason=self.refusal["title"])
+            else:
+                socket.send(json.dumps({"started": {}}))
+            return
+        frame_id, captured_at_us = struct.unpack_from("<QQ", message)
+        picture = Image.open(io.BytesIO(message[16:]))
+        self.sizes.append(picture.size)
+        told = {"frame_id": frame_id, "captured_at_us": captured_at_us, "dropped_since_last": 0, "age_ms": 1}
+        if frame_id in self.broken:
+            told["error"] = {"title": "Not a readable image", "detail": "frame broke", "remedy": "r"}
+        else:
+            told |= answer_of({"tracks": square_of(picture)}, (picture.height, picture.width))
+        if self.held is None:
+            socket.send(json.dumps(told))
+        else:
+            self.held.append((socket, json.dumps(told)))
+            self.unanswered = max(self.unanswered, len(self.held))
+
+
+@pytest.fixture
+def streams(page: Page) -> FakeStreams:
+    """The server's streams, played by the test; its only task is called "tracks"."""
+    tell_tasks(page, {"tracks": cats(track_id=7)})
+    return FakeStreams(page)
+
+
+def play(page: Page, address: str, file: Path | None) -> None:
+    """Give the page a clip, or (None) let it use the camera."""
+    page.goto(address)
+    expect(page.locator("#server")).to_have_attribute("data-state", "ready", timeout=PATIENCE_MS)
+    if file is None:
+        page.locator(".dropzone [data-action=camera]").click()
+    else:
+        page.locator("#file-input").set_input_files(file)
+
+
+def wait_for(page: Page, condition: Callable[[], object]) -> None:
+    """Let the page go on until something is so."""
+    until_s = time.monotonic() + PATIENCE_MS / 1000
+    while not condition():
+        assert time.monotonic() < until_s, "it never came"
+        page.wait_for_timeout(20)
+
+
+def rate(page: Page) -> Any:
+    return page.locator("#live-rate")
+
+
+def test_a_clip_is_played_with_what_the_heads_find_and_the_frame_rate(
+    address: str, page: Page, problems: list[str], clip: Path
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url.replace("ws:", "http:")))
+    play(page, address, clip)
+
+    expect(page.locator("#panes .summary").first).to_contain_text("segment", timeout=PATIENCE_MS)
+    expect(page.locator("#panes .summary").last).to_contain_text("m")  # metres
+    expect(rate(page)).to_have_text(re.compile(r"^\d"))
+    expect(page.locator("#live-latency")).to_contain_text("ms")
+    expect(page.locator("#timing-body")).to_contain_text("1 encoder pass for 2 tasks")
+    expect(page.locator("#findings .segment").first).to_be_visible()
+    for canvas in page.locator("#panes canvas.base").all():
+        colors = canvas.evaluate(
+            """(canvas) => new Set(
+              new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer)
+            ).size"""
+        )
+        assert colors > 3
+    expect(page.locator("#play")).to_have_text("Play again", timeout=PATIENCE_MS)
+    expect(page.locator("#clock")).to_have_text("0:03 / 0:03")
+    expect(page.locator("#announcer")).to_have_text("The clip is over")
+    assert problems == []
+    assert [url for url in asked if not url.startswith((address, "blob:", "data:"))] == []
+    assert f"{address}/video" in asked
+
+
+def test_an_overlay_lies_on_the_frame_that_it_belongs_to(
+    address: str, page: Page, problems: list[str], streams: FakeStreams, long_clip: Path
+) -> None:
+    streams.held = []
+    play(page, address, long_clip)
+    for _ in range(5):
+        wait_for(page, lambda: streams.held)
+        page.wait_for_timeout(350)  # the clip goes on meanwhile; what is shown must not
+        streams.release()
+        streams.held = []
+    expect(page.locator("#findings .segment .name")).to_have_text(["cat #1"], timeout=PATIENCE_MS)
+    page.locator("#play").click()
+    counts = page.locator("#panes canvas.base").evaluate(
+        """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let [right, astray, bare] = [0, 0, 0];
+          for (let i = 0; i < data.length; i += 4) {
+            const isTinted = data[i] - data[i + 1] > 60;
+            if (isTinted && data[i] > 200) right++; // over white
+            else if (isTinted && data[i] < 150) astray++; // over black
+            else if (data[i + 1] > 250) bare++;
+          }
+          return [right, astray, bare];
+        }"""
+    )
+    right, astray, bare = counts
+    assert right > 1500, counts  # of 3600, less the label
+    assert astray < 300 and bare < 300, counts  # edges, and the label's text
+    assert streams.unanswered <= 2
+    assert problems == []
+
+
+def test_frames_are_sent_no_faster_than_answers_come_and_the_skipped_ones_are_told(
+    address: str, page: Page, streams: FakeStreams, long_clip: Path
+) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 5)
+    streams.held = []
+    page.wait_for_timeout(1000)
+    assert len(streams.held) == 2
+    assert int(page.locator("#live-skipped").inner_text()) >= 5
+    streams.release()
+    assert streams.configs == [{"tasks": ["tracks"], "drop_policy": "latest", "max_in_flight": 2}]
+    assert set(streams.sizes) == {(WIDTH, HEIGHT)}
+
+
+def test_larger_frames_are_scaled_down_before_they_are_sent(
+    address: str, page: Page, streams: FakeStreams, long_clip: Path
+) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    assert streams.sizes[-1] == (320, 240)  # not up to 640
+    page.locator("#sent-side").select_option("320")
+    page.locator("[data-action=camera]").last.click()  # 1280 x 720
+    wait_for(page, lambda: (320, 180) in streams.sizes)
+
+
+def test_pause_and_stop_by_keyboard(address: str, page: Page, streams: FakeStreams, long_clip: Path) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    page.locator("#play").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#play")).to_have_text("Play")
+    expect(page.locator("#announcer")).to_have_text("Paused")
+    page.wait_for_timeout(300)
+    sent = len(streams.sizes)
+    page.wait_for_timeout(500)
+    assert len(streams.sizes) == sent
+    assert streams.closed == 0  # tracks go on after a short pause
+    page.locator("#seek").focus()
+    page.keyboard.press("End")
+    wait_for(page, lambda: len(streams.sizes) == sent + 1)  # the frame there is asked, though nothing plays
+    page.locator("#play").focus()
+    page.keyboard.press("Enter")
+    page.locator("#stop").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_disabled()
+    wait_for(page, lambda: streams.closed == 1)
+    expect(page.locator("#clock")).to_contain_text("0:00 /")
+    page.locator("#play").click()
+    wait_for(page, lambda: len(streams.configs) == 2)
+
+
+def test_what_is_spoken_does_not_change_with_each_frame(
+    address: str, page: Page, streams: FakeStreams, long_clip: Path
+) -> None:
+    page.goto(address)
+    page.evaluate(
+        """() => {
+          window.spoken = [];
+          new MutationObserver(() => window.spoken.push(document.getElementById("announcer").textContent)).observe(
+            document.getElementById("announcer"), { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    expect(page.locator("#server")).to_have_attribute("data-state", "ready", timeout=PATIENCE_MS)
+    page.locator("#file-input").set_input_files(long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 12)
+    assert page.evaluate("window.spoken") == ["Playing", "Live: Tracks"]
+
+
+def test_other_tasks_open_another_stream(
+    address: str, page: Page, problems: list[str], streams: FakeStreams, long_clip: Path
+) -> None:
+    page.unroute("**/tasks")
+    tell_tasks(page, {"tracks": cats(track_id=7), "depth": DepthResult(np.ones((HEIGHT, WIDTH), np.float32))})
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    page.locator("#chips label", has_text="Depth").click()
+    wait_for(page, lambda: len(streams.configs) == 2 and streams.closed == 1)
+    assert [config["tasks"] for config in streams.configs] == [["tracks", "depth"], ["tracks"]]
+    page.locator("#chips label", has_text="Tracks").click()
+    expect(page.locator("#notice")).to_contain_text("Choose at least one task")
+    wait_for(page, lambda: streams.closed == 2)
+    page.locator("#chips label", has_text="Tracks").click()
+    wait_for(page, lambda: len(streams.configs) == 3)
+    expect(page.locator("#notice")).to_be_empty()
+    assert problems == []
+
+
+def test_a_stream_that_fails_is_told_and_can_be_tried_again(
+    address: str, page: Page, streams: FakeStreams, long_clip: Path
+) -> None:
+    streams.refusal = {"title": "Overloaded", "detail": "64 streams are open", "remedy": "close one"}
+    play(page, address, long_clip)
+    expect(page.locator("#notice")).to_contain_text("64 streams are open", timeout=PATIENCE_MS)
+    expect(page.locator("#play")).to_have_text("Play")
+    expect(page.locator("#progress")).to_be_hidden()
+    page.wait_for_timeout(300)
+    assert len(streams.configs) == 1  # nobody tries by himself
+    streams.refusal = None
+    page.get_by_role("button", name="Try again").click()
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    expect(page.locator("#notice")).to_be_empty()
+    streams.sockets[-1].close(code=1011)
+    expect(page.locator("#notice")).to_contain_text("The connection was lost")
+
+
+def test_a_stream_that_the_server_ended_in_a_pause_is_opened_again_without_a_word(
+    address: str, page: Page, streams: FakeStreams, long_clip: Path
+) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    page.locator("#play").click()
+    page.wait_for_timeout(300)
+    streams.sockets[-1].close(code=4409)
+    page.wait_for_timeout(200)
+    expect(page.locator("#notice")).to_be_empty()
+    page.locator("#play").click()
+    wait_for(page, lambda: len(streams.configs) == 2)
+
+
+def test_a_frame_that_fails_is_noted_and_the_video_goes_on(
+    address: str, page: Page, problems: list[str], streams: FakeStreams, long_clip: Path
+) -> None:
+    streams.broken = {3}
+    streams.held = []
+    play(page, address, long_clip)
+    for _ in range(3):
+        wait_for(page, lambda: streams.held)
+        streams.release()
+        streams.held = []
+    expect(page.locator("#player-note")).to_have_text("frame broke")
+    streams.release()
+    expect(page.locator("#player-note")).to_be_empty()
+    assert problems == []
+
+
+def hide(page: Page, hidden: bool) -> None:
+    """As if another tab were looked at, or this one again."""
+    page.evaluate(
+        """(hidden) => {
+          Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+def test_a_clip_rests_while_the_tab_is_left(address: str, page: Page, streams: FakeStreams, long_clip: Path) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    hide(page, True)
+    wait_for(page, lambda: streams.closed == 1)
+    assert page.evaluate("document.querySelector('video').paused")
+    hide(page, False)
+    wait_for(page, lambda: len(streams.configs) == 2)
+    assert not page.evaluate("document.querySelector('video').paused")
+
+
+def test_a_photo_ends_the_video(
+    address: str, page: Page, problems: list[str], streams: FakeStreams, long_clip: Path, tmp_path: Path
+) -> None:
+    play(page, address, long_clip)
+    wait_for(page, lambda: len(streams.sizes) > 2)
+    page.route("**/segment?*", lambda route: route.fulfill(json=answer_of({"tracks": cats(track_id=7)})))
+    photo_of_cats().save(tmp_path / "cats.png")
+    page.locator("#file-input").set_input_files(tmp_path / "cats.png")
+    wait_for(page, lambda: streams.closed == 1)
+    expect(page.locator("#player")).to_be_hidden()
+    expect(page.locator("#live")).to_be_hidden()
+    expect(page.locator("video")).to_have_count(0)
+    expect(page.locator("#views label").first).to_have_text("Photo")
+    expect(card(page, "Tracks").locator(".segment")).to_have_count(4)
+    assert problems == []
+
+
+def test_the_camera_is_shown_live_and_switched_off_by_stop_and_by_leaving(
+    address: str, page: Page, problems: list[str]
+) -> None:
+    is_on = "document.querySelector('video').srcObject !== null"
+    play(page, address, None)
+    expect(page.locator("#panes .summary").first).to_contain_text("segment", timeout=PATIENCE_MS)
+    expect(rate(page)).to_have_text(re.compile(r"^\d"))
+    expect(page.locator("#seek-holder")).to_be_hidden()
+    assert page.evaluate(is_on)
+    page.locator("#stop").click()
+    expect(page.locator("#play")).to_have_text("Start camera")
+    assert not page.evaluate(is_on)
+    page.locator("#play").click()
+    expect(page.locator("#play")).to_have_text("Pause")
+    assert page.evaluate(is_on)
+    hide(page, True)
+    assert not page.evaluate(is_on)
+    hide(page, False)
+    expect(page.locator("#player-note")).to_contain_text("switched off")
+    assert not page.evaluate(is_on)  # only the person switches it on
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ("{ getUserMedia: () => Promise.reject(new DOMException('no', 'NotAllowedError')) }", "was not allowed"),
+        ("{ getUserMedia: () => Promise.reject(new DOMException('no', 'NotFoundError')) }", "No camera was found"),
+        ("{ getUserMedia: () => Promise.reject(new DOMException('no', 'AbortError')) }", "can’t be used"),
+        ("undefined", "secure page"),
+    ],
+)
+def test_a_camera_that_cannot_be_had_is_explained(
+    address: str, page: Page, problems: list[str], devices: str, words: str
+) -> None:
+    page.add_init_script(f"Object.defineProperty(navigator, 'mediaDevices', {{ value: {devices} }})")
+    play(page, address, None)
+    expect(page.locator("#notice")).to_contain_text(words)
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    expect(page.locator("#dropzone")).to_be_visible()  # as before
+    expect(page.locator("video")).to_have_count(0)
+    assert problems == []
+
+
+def test_a_clip_that_the_browser_cannot_play_is_refused(address: str, page: Page, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"no clip")
+    play(page, address, tmp_path / "clip.mp4")
+    expect(page.locator("#notice")).to_contain_text("can’t be played")
+    expect(page.locator("#dropzone")).to_be_visible()
+
+
+def test_a_clip_dropped_on_the_page_is_played(address: str, page: Page, streams: FakeStreams, clip: Path) -> None:
+    page.goto(address)
+    expect(page.locator("#server")).to_have_attribute("data-state", "ready", timeout=PATIENCE_MS)
+    page.evaluate(
+        """(bytes) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "square.webm", { type: "video/webm" }));
+          window.dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+        }""",
+        list(clip.read_bytes()),
+    )
+    wait_for(page, lambda: len(streams.sizes) > 2)
+
+
+def test_depth_colours_follow_a_new_range_slowly(address: str, page: Page) -> None:
+    page.goto(address)
+    low, high = page.evaluate(
+        """async (png16) => {
+          const { DepthLayer } = await import("/static/depth_layer.js");
+          const first = new DepthLayer({ unit: "m", min: 1, max: 2, scale: 0.001 }, 1, 1, new Uint16Array([1500]));
+          const next = await DepthLayer.fromResult({ unit: "m", min: 3, max: 9, scale: 0.001, png16 }, first);
+          return [next.min, next.max];
+        }""",
+        result_json(DepthResult(np.full((2, 2), 5, np.float32)), "rle")["png16"],
+    )
+    assert 1 <= low < 2 and 2 <= high < 5

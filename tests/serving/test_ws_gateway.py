@@ -260,6 +260,7 @@ def test_two_sockets_do_not_mix(client: TestClient, encode_picture: Callable[...
         ('{"color": 1}', 400, ("color=1",)),
         ('{"format": "mjpeg"}', 400, ("format='mjpeg'", "rgb24")),
         ('{"max_in_flight": 0}', 400, ("max_in_flight=0",)),
+        ('{"max_in_flight": "4"}', 400, ("max_in_flight='4'",)),
         ('{"max_in_flight": 65}', 400, ("max_in_flight=65",)),
         ('{"drop_policy": "oldest"}', 400, ("drop_policy='oldest'", "latest")),
         ('{"frame_timeout_s": 0}', 400, ("frame_timeout_s=0",)),
