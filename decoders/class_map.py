@@ -49,11 +49,12 @@ def class_confidence(scores: Tensor) -> Tensor:
     Returns:
         [K] in [0, 1].
     """
-    shares = scores / scores.sum(dim=0).clamp(min=1e-12)
-    wins = torch.zeros_like(shares, dtype=torch.bool).scatter_(0, scores.argmax(dim=0, keepdim=True), True)
-    areas = wins.sum(dim=(1, 2))
-    means = (shares * wins).sum(dim=(1, 2)) / areas.clamp(min=1)
-    return torch.where(areas > 0, means, shares.amax(dim=(1, 2))).clamp(max=1)
+    total = scores.sum(dim=0).clamp_(min=1e-12)
+    top, winner = scores.max(dim=0)
+    areas = torch.bincount(winner.flatten(), minlength=len(scores))
+    sums = torch.bincount(winner.flatten(), (top / total).flatten().double(), minlength=len(scores))
+    best = torch.stack([(map_ / total).amax() for map_ in scores])  # one by one: a few maps at a time
+    return torch.where(areas > 0, (sums / areas.clamp(min=1)).float(), best).clamp(max=1)
 
 
 def semantic_result(class_map: Tensor, confidence: Tensor, label_set: LabelSet) -> SemanticResult:

@@ -54,7 +54,6 @@ class DepthDecoder(DecoderModule):
     """
 
     kind: ClassVar[str] = "depth"
-    bin_centres_m: Tensor
 
     def __init__(
         self,
@@ -74,8 +73,7 @@ class DepthDecoder(DecoderModule):
         self.refine = ResidualConv(hidden_dim)
         self.refine_fine = ResidualConv(hidden_dim)
         self.bin_head = nn.Conv2d(hidden_dim, num_bins, kernel_size=1)
-        centres = torch.linspace(math.log(min_depth_m), math.log(max_depth_m), num_bins).exp()
-        self.register_buffer("bin_centres_m", centres, persistent=False)
+        self._log_range = (math.log(min_depth_m), math.log(max_depth_m), num_bins)
 
     def forward(self, features: EncoderFeatures) -> Mapping[str, Tensor]:
         """``{"depth_m": [B, 1, 2 * grid_h, 2 * grid_w]}``, metres."""
@@ -83,11 +81,17 @@ class DepthDecoder(DecoderModule):
             lateral(features.patch_tokens(index))
             for lateral, index in zip(self.laterals, self.out_indices, strict=True)
         )
-        summed = sum(levels, start=torch.zeros((), device=self.bin_centres_m.device, dtype=self.bin_head.weight.dtype))
+        summed = sum(
+            levels, start=torch.zeros((), device=self.bin_head.weight.device, dtype=self.bin_head.weight.dtype)
+        )
         maps = self.refine(summed.transpose(1, 2).unflatten(2, features.grid_size))
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
-        weights = self.bin_head(F.gelu(self.refine_fine(maps))).softmax(dim=1)
-        return {"depth_m": torch.einsum("bkhw,k->bhw", weights, self.bin_centres_m.to(weights.dtype))[:, None]}
+        weights = self.bin_head(F.gelu(self.refine_fine(maps))).float().softmax(dim=1)
+        return {"depth_m": torch.einsum("bkhw,k->bhw", weights, self.bin_centres_m(weights.device))[:, None]}
+
+    def bin_centres_m(self, device: torch.device | str = "cpu") -> Tensor:
+        """[K] float32 whatever the weights are: half precision would cost depths their third digit."""
+        return torch.linspace(*self._log_range, device=device).exp()
 
     def postprocess(self, raw: RawOutput, geometry: ImageGeometry, options: PostprocessOptions) -> DepthResult:
         """One picture's depth in its own pixels; there are no options that it heeds."""

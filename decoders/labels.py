@@ -70,7 +70,7 @@ def read_label_set(path: Path) -> LabelSet:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"label set {path}: {' '.join(str(error).split())}") from None
     entries = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"label set {path}: it must hold 'labels:', a list of entries with name and thing")
     return LabelSet(path.stem, tuple(_read_label(path.name, number, entry) for number, entry in enumerate(entries)))
 
@@ -93,7 +93,13 @@ def _read_label(file_name: str, label_id: int, entry: dict[str, Any]) -> Label:
     if not isinstance(is_thing, bool):
         raise ValueError(f"{file_name}: label {label_id} is neither thing nor stuff: {entry}")
     color = entry.get("color")
+    if color is not None and not _is_color(color):
+        raise ValueError(f"{file_name}: the color of label {label_id} is no [red, green, blue] of 0 to 255: {entry}")
     return Label(label_id, name, is_thing, tuple(color) if color else _spread_color(label_id))
+
+
+def _is_color(color: Any) -> bool:
+    return isinstance(color, list) and len(color) == 3 and all(type(part) is int and 0 <= part <= 255 for part in color)
 
 
 def _spread_color(label_id: int) -> tuple[int, int, int]:

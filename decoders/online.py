@@ -18,8 +18,9 @@ class OnlineMaskDecoder(PlainMaskDecoder):
 
     Args:
         spec, sizes: as in `PlainMaskDecoder`.
-        propagates: whether queries are carried on. A decoder trained on still pictures has learned no way to; with False
-            every frame begins with the learned queries, and an object keeps its identity only as far as its query does.
+        propagates: whether queries are carried on. A decoder trained on still pictures has learned no way to; with
+            False every frame begins with the learned queries, and an object keeps its identity only as far as its
+            query keeps to it.
     """
 
     def __init__(self, spec: EncoderSpec, *, propagates: bool = True, **sizes: Any) -> None:

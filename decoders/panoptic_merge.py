@@ -104,9 +104,7 @@ def merge_clip(
 
 
 def _chunk(geometry: ImageGeometry) -> int:
-    largest = max(
-        height * width for height, width in (geometry.output_size, geometry.input_size, geometry.scaled_size)
-    )
+    largest = max(height * width for height, width in (geometry.output_size, geometry.input_size, geometry.scaled_size))
     return max(1, _CHUNK_PIXELS // largest)
 
 

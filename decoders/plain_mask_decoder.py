@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoders.cache import remember
 from encoders.features import EncoderFeatures, EncoderSpec
 from encoders.rope import Rope, patch_rope
 from encoders.transformer import Block, Mlp
@@ -200,5 +201,5 @@ class PlainMaskDecoder(nn.Module):
         cached = self._rope_cache.get(grid_size)
         if cached is None or cached[0].device != device:
             cached = patch_rope(grid_size, self.head_dim, device=device)
-            self._rope_cache[grid_size] = cached
+            remember(self._rope_cache, grid_size, cached)
         return cached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -144,3 +145,36 @@ def _count(names: Mapping[str, Tensor], pattern: str) -> int:
     while pattern.format(number) in names:
         number += 1
     return number
+
+
+@dataclass(frozen=True)
+class MaskDecoderSizes:
+    """What a published decoder has; `num_classes` are without "no object", `out_indices` the levels that it reads."""
+
+    num_queries: int
+    num_classes: int
+    num_blocks: int
+    mlp_dim: int
+    out_indices: tuple[int, ...]
+
+
+def check_sizes(decoder: PlainMaskDecoder, published: MaskDecoderSizes) -> None:
+    """Raise unless a decoder has the sizes of a published one.
+
+    Raises:
+        CheckpointError: names each size that differs.
+    """
+    ours = MaskDecoderSizes(
+        decoder.num_queries,
+        decoder.class_head.out_features - 1,
+        len(decoder.blocks),
+        decoder.get_parameter("blocks.0.mlp.fc1.weight").shape[0],
+        tuple(decoder.out_indices),
+    )
+    wrong = [
+        f"{name} is {getattr(ours, name)}, published {value}"
+        for name, value in vars(published).items()
+        if getattr(ours, name) != value
+    ]
+    if wrong:
+        raise CheckpointError("the head has not the sizes of its checkpoint: " + "; ".join(wrong))

@@ -13,6 +13,9 @@ from decoders.mask_classification import MaskClassificationDecoder
 from decoders.results import SemanticResult
 from encoders.geometry import ImageGeometry
 
+_CHUNK = 32
+"""Queries whose masks are made probabilities at once."""
+
 
 def class_votes(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     """Per-pixel class scores: the sum over the queries of mask probability times class probability.
@@ -25,7 +28,11 @@ def class_votes(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
         [K, h, w] float32, not normalised.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
-    return torch.einsum("qhw,qc->chw", mask_logits.float().sigmoid(), probabilities)
+    height, width = mask_logits.shape[-2:]
+    votes = torch.zeros((probabilities.shape[1], height * width), device=mask_logits.device)
+    for masks, classes in zip(mask_logits.split(_CHUNK), probabilities.split(_CHUNK), strict=True):
+        votes.addmm_(classes.T, masks.float().sigmoid().flatten(1))
+    return votes.unflatten(1, (height, width))
 
 
 def picture_votes(mask_logits: Tensor, class_logits: Tensor, geometry: ImageGeometry) -> Tensor:

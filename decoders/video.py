@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from decoders.base import Decoder, PostprocessOptions, RawOutput, first_set
@@ -48,7 +49,8 @@ class _VideoDecoder(MaskClassificationDecoder):
         spec: of the encoder.
         label_set: the classes.
         propagates: as in `OnlineMaskDecoder`.
-        class_window: frames over which the class of a query is averaged; None: the whole stream.
+        class_window: frames that the running class of a query remembers about; None: the whole stream, as PMT's
+            evaluation of a clip, which in a long stream takes as long to forget as it took to learn.
         sizes: of `MaskClassificationDecoder`.
 
     Raises:
@@ -64,7 +66,7 @@ class _VideoDecoder(MaskClassificationDecoder):
         *,
         label_set: LabelSet,
         propagates: bool = True,
-        class_window: int | None = None,
+        class_window: int | None = 16,
         **sizes: Any,
     ) -> None:
         if class_window is not None and class_window < 1:
@@ -83,9 +85,7 @@ class _VideoDecoder(MaskClassificationDecoder):
         queries = stack_queries(states, self.mask_decoder.queries)
         mask_logits, class_logits, next_queries = self.mask_decoder.step(features, queries)
         after = advance(states, next_queries, class_logits, self.class_window)
-        running = class_logits.new_empty(class_logits.shape, dtype=after[0].class_logits.dtype)
-        for row, state in zip(running, after, strict=True):
-            row.copy_(state.class_logits)
+        running = torch.stack([state.class_logits for state in after])
         return {"mask_logits": mask_logits, "class_logits": running}, after
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from encoders.cache import remember
 from encoders.features import EncoderFeatures, EncoderSpec
 from encoders.pixels import standardise
 from encoders.resample import resample_positions
@@ -138,7 +139,7 @@ class VisionTransformer(nn.Module):
         cached = self._position_cache.get(grid_size)
         if cached is None or cached.device != self.positions.device or cached.dtype != self.positions.dtype:
             cached = resample_positions(self.positions, source, grid_size, antialias=self.config.position_antialias)
-            self._position_cache[grid_size] = cached
+            remember(self._position_cache, grid_size, cached)
         return cached
 
     def _rope(self, grid_size: tuple[int, int], device: torch.device) -> Rope:
@@ -146,5 +147,5 @@ class VisionTransformer(nn.Module):
         if cached is None or cached[0].device != device:
             head_dim = self.config.embed_dim // self.config.num_heads
             cached = patch_rope(grid_size, head_dim, self.config.rope_theta, device)
-            self._rope_cache[grid_size] = cached
+            remember(self._rope_cache, grid_size, cached)
         return cached

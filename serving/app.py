@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import logging
 import math
 import os
@@ -15,19 +16,23 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import torch
 from fastapi import FastAPI
 
 from serving import grpc_gateway
 from serving.config import Settings
-from serving.errors import StartError
-from serving.grpc_gateway import GrpcGateway
+from serving.errors import StartError, UnavailableError
+from serving.grpc_gateway import GrpcContext, GrpcGateway, set_status
 from serving.http_gateway import create_app
 from serving.oip_grpc import OipMethods
+from serving.protos import segmentation_pb2 as pb
+from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.service import create_service
 
 if TYPE_CHECKING:
@@ -45,6 +50,9 @@ SERVICER_FUNCTIONS = [
 _DAY_S = 24 * 3600
 _STOP_S = 20.0
 """How long a stopping replica may take to finish requests under way, after `drain_s`, before it is killed."""
+
+_DIRECT_S = 10.0
+"""How long HAProxy may take to see a started replica."""
 
 _HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
@@ -73,6 +81,18 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
         """Called by Ray Serve once the replica is built; see `ray.serve.ingress`."""
         return create_app(self.service, host_gives_request_id=True)
 
+    def SegmentVideo(  # noqa: N802  # the proto names it
+        self, requests: AsyncIterator[pb.VideoRequest], grpc_context: GrpcContext
+    ) -> AsyncIterator[pb.VideoResponse]:
+        """As in `GrpcGateway`; see `_hosted`."""
+        return _hosted(super().SegmentVideo, requests, grpc_context)
+
+    def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[Any], grpc_context: GrpcContext
+    ) -> AsyncIterator[Any]:
+        """As in `OipMethods`; see `_hosted`."""
+        return _hosted(super().ModelStreamInfer, requests, grpc_context)
+
     async def check_health(self) -> None:
         """Called by Ray Serve from time to time; a replica that raises is replaced."""
         self.service.check_ready()
@@ -80,6 +100,43 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
     def __del__(self) -> None:
         if hasattr(self, "service"):
             self.service.drain()
+
+
+def _hosted(
+    method: Callable[[AsyncIterator[Any], GrpcContext], AsyncIterator[Any]],
+    requests: AsyncIterator[Any],
+    grpc_context: GrpcContext,
+) -> AsyncIterator[Any]:
+    """A stream as Ray Serve must have it.
+
+    HAProxy sends what comes while it knows of no replica, a quarter of a second of a redeploy, through Ray Serve's own
+    proxy. A stream would stay there, without back-pressure and at a seventh of the speed, so it is asked to come again.
+    """
+    if not inspect.isasyncgen(getattr(requests, "_request_iterator", None)):
+        return method(requests, grpc_context)  # HAProxy speaks to this replica itself
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return _told(method(requests, grpc_context), grpc_context)
+    set_status(
+        grpc_context,
+        UnavailableError("the way to this replica is not open yet", remedy="open the stream again", retry_after_s=1),
+    )
+    return _told(_nothing(), grpc_context)
+
+
+async def _told(stream: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
+    """A stream by way of Ray Serve's own proxy, which forgets a status unless an exception brings it."""
+    try:
+        async for response in stream:
+            yield response
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+    if grpc_context.code():
+        raise RuntimeError(grpc_context.details())
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    return
+    yield
 
 
 def _call_when_stopping(callback: Callable[[], None]) -> None:
@@ -141,6 +198,23 @@ def start(settings: Settings) -> None:
         raise StartError(
             f"the server did not start: {_reason(serve.status(), error)}; logs: {log_directory()}"
         ) from None
+    _wait_for_streams(settings)
+
+
+def _wait_for_streams(settings: Settings) -> None:
+    """Return once HAProxy has seen a replica alive, or after a while; it carries no streams before (see `_hosted`)."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # not bound here
+    target = f"[{host}]:{settings.grpc_port}" if ":" in host else f"{host}:{settings.grpc_port}"
+    give_up_at_s = time.monotonic() + _DIRECT_S
+    with grpc.insecure_channel(target) as channel:
+        open_stream = SegmentationServiceStub(channel).SegmentVideo
+        while time.monotonic() < give_up_at_s:
+            try:
+                list(open_stream(iter([pb.VideoRequest(config=pb.VideoConfig())]), timeout=_DIRECT_S))
+                return
+            except grpc.RpcError:
+                time.sleep(0.05)
+    logger.warning("gRPC on %s carries no streams yet", target)
 
 
 def log_directory() -> Path:

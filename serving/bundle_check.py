@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from decoders.base import Decoder
+from decoders.mask_classification import MaskClassificationDecoder
+from decoders.pmt_checkpoints import check_sizes
 from encoders.checkpoints import build_encoder, read_weights
 from encoders.features import EncoderSpec
 from encoders.key_map import CheckpointError
-from encoders.published import published_shapes
+from encoders.published import PUBLISHED, published_shapes
 from encoders.vit import VisionTransformer
 from serving.bundle_file import BundleFile, EncoderEntry, TaskEntry, read_bundle
 from serving.bundles import check_geometry, check_weights_named, fit_weights, new_decoder
 from serving.costs import PassCost, costs
 from serving.errors import BundleError
 from serving.planner import Head
+from serving.published_heads import PUBLISHED_HEADS
 from serving.weights import HubRef, WeightsRef, describe, locate, parse_reference
 
 
@@ -111,15 +114,15 @@ def _check_encoder(
     path = locate(reference, cache_dir)
     part = PartCheck("encoder", describe(reference), path is not None)
     try:
-        weights = _encoder_weights(reference, path, random=random)
         if entry.adapter == "transformers":
             raise BundleError("an encoder of the transformers adapter is checked when it is loaded, not before")
+        weights = _encoder_weights(reference, path, random=random)
         encoder = build_encoder(
             weights,
             revision="meta",
             num_heads=entry.num_heads,
             patch_size=entry.patch_size,
-            resample_grid=entry.position_grid,
+            resample_grid=entry.resample_grid,
             source=part.source,
         )
     except (BundleError, CheckpointError, FileNotFoundError) as error:
@@ -128,12 +131,20 @@ def _check_encoder(
 
 
 def _encoder_weights(reference: WeightsRef, path: Path | None, *, random: bool) -> dict[str, Tensor]:
-    return _empty(published_shapes(reference.repo)) if random and isinstance(reference, HubRef) else _shapes_in(path)
+    if random and isinstance(reference, HubRef) and reference.repo in PUBLISHED:
+        return _empty(published_shapes(reference.repo))
+    if random and path is None:
+        raise FileNotFoundError(f"the sizes of {describe(reference)} are not known here; run polyhead pull first")
+    return _shapes_in(path)
 
 
 def _meta_decoder(entry: TaskEntry, spec: EncoderSpec, folder: Path) -> Decoder:
     with torch.device("meta"):
-        return new_decoder(entry, spec, folder)
+        decoder = new_decoder(entry, spec, folder)
+    stated = PUBLISHED_HEADS.get((entry.weights or "").partition("@")[0])
+    if stated is not None and isinstance(decoder, MaskClassificationDecoder):
+        check_sizes(decoder.mask_decoder, stated)
+    return decoder
 
 
 def _weights_of(decoder: Decoder, path: Path | None, *, random: bool) -> dict[str, Tensor]:

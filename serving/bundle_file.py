@@ -58,7 +58,7 @@ class EncoderEntry(BaseModel):
         weights: reference to a file or a Hugging Face folder; see `serving.weights`.
         adapter: ``transformers`` runs any of that library's vision models; ``polyhead`` is our own forward.
         patch_size: resample the published patch kernels to this side, pixels.
-        position_grid: (grid_h, grid_w); resample the learned positions to it once, before any picture.
+        resample_grid: (grid_h, grid_w); resample the learned positions to it once, before any picture.
         num_heads: only for sizes that were never published.
     """
 
@@ -66,7 +66,7 @@ class EncoderEntry(BaseModel):
     weights: str
     adapter: Literal["polyhead", "transformers"] = "polyhead"
     patch_size: int | None = Field(None, gt=0)
-    position_grid: tuple[int, int] | None = None
+    resample_grid: tuple[int, int] | None = None
     num_heads: int | None = Field(None, gt=0)
 
 
@@ -111,6 +111,8 @@ class BundleFile(BaseModel):
         unknown = [task for task in self.default_tasks if task not in self.tasks]
         if unknown or not self.default_tasks:
             raise ValueError(f"default_tasks {list(self.default_tasks)} must name some of {sorted(self.tasks)}")
+        if len(set(self.default_tasks)) < len(self.default_tasks):
+            raise ValueError(f"default_tasks {list(self.default_tasks)} name a task twice")
         return self
 
     def geometry_of(self, task: str) -> InputGeometry:
@@ -135,14 +137,24 @@ def read_bundle(name_or_path: str) -> tuple[BundleFile, Path]:
     Raises:
         BundleError: there is no such bundle, or its file is wrong.
     """
+    return _read(name_or_path, ())
+
+
+def _read(name_or_path: str, extending: tuple[Path, ...]) -> tuple[BundleFile, Path]:
+    """As `read_bundle`; `extending` are the files on the way here, each of which extends the next."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _PACKAGED / f"{name_or_path}.yaml"
     if not path.is_file():
         packaged = ", ".join(packaged_bundles())
-        raise BundleError(f"no bundle '{name_or_path}'; packaged: {packaged}; or give the path of a .yaml file")
+        asked = f" (that {extending[-1]} extends)" if extending else ""
+        raise BundleError(f"no bundle '{name_or_path}'{asked}; packaged: {packaged}; or give the path of a .yaml file")
+    path = path.resolve()
+    if path in extending:
+        raise BundleError(" extends ".join(str(each) for each in (*extending, path)))
     try:
-        return BundleFile.model_validate(_extended(yaml.safe_load(path.read_text()), path)), path.parent
+        content = yaml.safe_load(path.read_text())
+        return BundleFile.model_validate(_extended(content, (*extending, path))), path.parent
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -150,21 +162,30 @@ def read_bundle(name_or_path: str) -> tuple[BundleFile, Path]:
         raise BundleError(f"{path} is not a valid bundle: {wrong}") from None
 
 
-def _extended(content: Any, path: Path) -> Any:
+def _extended(content: Any, extending: tuple[Path, ...]) -> Any:
     """A bundle's content on top of that of the bundle which it extends, if it does."""
     if not isinstance(content, dict) or "extends" not in content:
         return content
-    name = str(content["extends"])
-    base, folder = read_bundle(str(path.parent / name) if name.endswith((".yaml", ".yml")) else name)
+    path, name = extending[-1], content["extends"]
+    if not isinstance(name, str):
+        raise BundleError(f"{path} extends {name!r}; give a packaged bundle's name or the path of a .yaml file")
+    base, folder = _read(str(path.parent / name) if name.endswith((".yaml", ".yml")) else name, extending)
     below = base.model_dump(mode="json", exclude_unset=True)
     below["encoder"]["weights"] = _absolute(base.encoder.weights, folder)
     for entry in below["tasks"].values():
         for key in ("weights", "examples", "labels"):
             if entry.get(key) is not None and (key != "labels" or entry[key].endswith((".yaml", ".yml"))):
                 entry[key] = _absolute(entry[key], folder)
-    own = {key: value for key, value in content.items() if key != "extends"}
-    tasks = own.get("tasks", {})
-    return below | own | {"tasks": below["tasks"] | tasks if isinstance(tasks, dict) else tasks}
+    return _merged(below, {key: value for key, value in content.items() if key != "extends"})
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key, down to the settings of a head; but a geometry is one thing."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict) and key != "geometry"
+        merged[key] = _merged(below[key], value) if both else value
+    return merged
 
 
 def _absolute(reference: str, folder: Path) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from decoders.base import Decoder
@@ -23,7 +22,8 @@ from encoders.key_map import CheckpointError, fill
 from encoders.preprocess import pad_with_mean, to_pixels
 from encoders.vit import VisionTransformer
 from serving.bundle_file import EncoderEntry, TaskEntry, read_bundle
-from serving.errors import BundleError
+from serving.errors import BundleError, PolyheadError
+from serving.pictures import decode_picture
 from serving.planner import Head
 from serving.weights import fetch, parse_reference
 
@@ -58,10 +58,16 @@ def fetch_weights(name_or_path: str, cache_dir: Path) -> dict[str, Path]:
         FileNotFoundError: weights can't be fetched; says what to do.
     """
     file, folder = read_bundle(name_or_path)
-    found = {"encoder": fetch(parse_reference(file.encoder.weights, folder), cache_dir)}
-    for task, entry in file.tasks.items():
-        if entry.weights is not None:
-            found[task] = fetch(parse_reference(entry.weights, folder), cache_dir, sha256=entry.sha256)
+    wanted: dict[str, tuple[str, str | None]] = {"encoder": (file.encoder.weights, None)}
+    wanted |= {task: (entry.weights, entry.sha256) for task, entry in file.tasks.items() if entry.weights is not None}
+    found, missing = {}, []
+    for part, (reference, sha256) in wanted.items():
+        try:
+            found[part] = fetch(parse_reference(reference, folder), cache_dir, sha256=sha256)
+        except FileNotFoundError as error:
+            missing.append(f"{part}: {error}")
+    if missing:
+        raise FileNotFoundError("\n".join(missing))
     return found
 
 
@@ -119,8 +125,11 @@ def open_encoder(entry: EncoderEntry, path: Path) -> Encoder:
     if entry.adapter == "transformers":
         from encoders.transformers_vit import load_transformers_encoder  # an optional extra
 
-        return load_transformers_encoder(path)
-    return load_encoder(path, num_heads=entry.num_heads, patch_size=entry.patch_size, resample_grid=entry.position_grid)
+        try:
+            return load_transformers_encoder(path)
+        except ImportError as error:
+            raise BundleError(str(error)) from None
+    return load_encoder(path, num_heads=entry.num_heads, patch_size=entry.patch_size, resample_grid=entry.resample_grid)
 
 
 def label_set_of(entry: TaskEntry, folder: Path) -> LabelSet | None:
@@ -155,8 +164,8 @@ def new_decoder(entry: TaskEntry, spec: EncoderSpec, folder: Path) -> Decoder:
             arguments["label_set"] = labels
         inspect.signature(decoder_type).bind(spec, **arguments)
         decoder = decoder_type(spec, **arguments)
-    except (TypeError, ValueError, ImportError, AttributeError) as error:
-        raise BundleError(f"decoder '{entry.decoder}': {error}") from None
+    except Exception as error:  # a head may come from anywhere
+        raise BundleError(f"decoder '{entry.decoder}': {error}") from error
     if not isinstance(decoder, Decoder):
         raise BundleError(f"decoder '{entry.decoder}': {type(decoder).__name__} is no decoders.base.Decoder")
     return decoder
@@ -231,10 +240,9 @@ def _learn(decoder: Decoder, task: str, examples: Path, encoder: Encoder, geomet
         raise BundleError(f"task '{task}': {type(decoder).__name__} learns nothing from examples; remove 'examples'")
     for label_id, picture in _example_pictures(examples):
         try:
-            with Image.open(picture) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise BundleError(f"task '{task}': {picture} is no picture that can be read ({error})") from None
+            image = decode_picture(picture.read_bytes())
+        except PolyheadError as error:
+            raise BundleError(f"task '{task}': {picture} is no picture that can be learned from ({error})") from None
         place = geometry.place((image.height, image.width))
         pixels = pad_with_mean(to_pixels(image, place), [place], encoder.pixel_mean)
         with torch.no_grad():
@@ -242,7 +250,7 @@ def _learn(decoder: Decoder, task: str, examples: Path, encoder: Encoder, geomet
 
 
 def _class_folders(examples: Path) -> list[Path]:
-    folders = sorted(path for path in examples.glob("*") if path.is_dir()) if examples.is_dir() else []
+    folders = sorted(path for path in examples.glob("[!.]*") if path.is_dir()) if examples.is_dir() else []
     if not folders:
         raise BundleError(f"no examples in {examples}: it must hold one folder of pictures for each class")
     return folders

@@ -109,7 +109,8 @@ def _print_plan(check: BundleCheck) -> None:
     shared = apart = 0.0
     for number, cost in enumerate(check.costs, 1):
         height, width = cost.input_size
-        table.add_row(str(number), f"{height} x {width}", check.spec.name, f"{cost.encoder_gflops:.1f}")
+        shape = f"{height} x {width}" if cost.num_views == 1 else f"{cost.num_views} x {height} x {width}"
+        table.add_row(str(number), shape, check.spec.name, f"{cost.encoder_gflops:.1f}")
         shared += cost.encoder_gflops
         for task, gflops in cost.heads_gflops.items():
             table.add_row("", "", task, "?" if gflops is None else f"{gflops:.1f}")
@@ -131,6 +132,7 @@ def _plan_json(check: BundleCheck) -> dict[str, object]:
         "passes": [
             {
                 "input_size": cost.input_size,
+                "num_views": cost.num_views,
                 "tasks": cost.planned.tasks,
                 "encoder_gflops": round(cost.encoder_gflops, 3),
                 "heads_gflops": {t: None if g is None else round(g, 3) for t, g in cost.heads_gflops.items()},

@@ -23,12 +23,14 @@ class PassCost:
     Attributes:
         planned: its geometry and tasks.
         input_size: (height, width) that the figures are for.
-        encoder_gflops: of one network input, 2 per multiply-add.
+        num_views: network inputs that a 4:3 picture makes; all of them are in the figures.
+        encoder_gflops: 2 per multiply-add.
         heads_gflops: by task; None where a head can't be run without data.
     """
 
     planned: EncoderPass
     input_size: tuple[int, int]
+    num_views: int
     encoder_gflops: float
     heads_gflops: Mapping[str, float | None]
 
@@ -46,7 +48,8 @@ def costs(tasks: Iterable[str], heads: Mapping[str, Head], encoder: VisionTransf
 
 def _cost(planned: EncoderPass, heads: Mapping[str, Head], encoder: VisionTransformer) -> PassCost:
     size = planned.geometry.typical_size
-    images = torch.empty((1, 3, *size), device="meta")
+    views = planned.geometry.place((480, 640)).num_views
+    images = torch.empty((views, 3, *size), device="meta")
     wanted = taps(planned.tasks, heads)
 
     def encode() -> EncoderFeatures:
@@ -61,7 +64,7 @@ def _cost(planned: EncoderPass, heads: Mapping[str, Head], encoder: VisionTransf
             heads_gflops[task] = _count(lambda decoder=decoder: decoder(features))[1]  # type: ignore[misc]
         except Exception:  # noqa: BLE001  # a head may come from anywhere, and need not run without data
             heads_gflops[task] = None
-    return PassCost(planned, size, encoder_gflops, heads_gflops)
+    return PassCost(planned, size, views, encoder_gflops, heads_gflops)
 
 
 def _count(run: Callable[[], Value]) -> tuple[Value, float]:

@@ -31,6 +31,9 @@ Encoded = TypeVar("Encoded")
 
 _IMAGE_REMEDY = "send it as BYTES [N] (picture files) or UINT8 [N, H, W, 3] or [H, W, 3] (RGB)"
 _DTYPES: Mapping[str, DTypeLike] = {"BYTES": object, "FP32": "<f4", "INT32": "<i4"}
+_MAX_TEXT = 1000
+"""Characters of an error."""
+
 _RESERVED = "triton_"
 """Parameters that begin so are Triton's own; what they ask for, e.g. empty final answers, does not arise here."""
 
@@ -170,8 +173,9 @@ class Call:
 
 
 def error_text(error: PolyheadError) -> str:
-    """A failure in the one string that the protocol has for it."""
-    return f"{error.detail}; {error.remedy}"
+    """A failure in the one string that the protocol has for it, not as long as what a client may have sent."""
+    text = f"{error.detail}; {error.remedy}"
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
 def unready_because(service: SegmentationService) -> str | None:

@@ -20,8 +20,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

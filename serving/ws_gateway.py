@@ -40,7 +40,6 @@ import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -111,13 +110,16 @@ def add_video_socket(app: FastAPI, service: SegmentationService) -> None:
 
     @app.websocket("/video")
     async def video(socket: WebSocket) -> None:
-        status = _FORBIDDEN
-        if refusal := _cross_site(socket.headers):
-            await socket.send_denial_response(JSONResponse(refusal, _FORBIDDEN, media_type="application/problem+json"))
-        else:
-            await socket.accept()
-            status = await _Session(socket, service).run()
-        service.metrics.requests.labels("/video", str(status)).inc()
+        status = _LEFT
+        try:
+            if refusal := _cross_site(socket.headers):
+                status = _FORBIDDEN
+                await socket.send_denial_response(JSONResponse(refusal, status, media_type="application/problem+json"))
+            else:
+                await socket.accept()
+                status = await _Session(socket, service).run()
+        finally:  # also if the host cancels this, as Ray Serve does when a client leaves
+            service.metrics.requests.labels("/video", str(status)).inc()
 
 
 def _cross_site(headers: Headers) -> dict[str, Any] | None:
@@ -125,10 +127,9 @@ def _cross_site(headers: Headers) -> dict[str, Any] | None:
     origin = headers.get("origin")
     if origin is None:
         return None  # no browser
-    site = urlsplit(origin)
-    default_port = _DEFAULT_PORTS.get(site.scheme)
+    scheme, _, site = origin.lower().partition("://")
     host = headers.get("host", "")
-    if site.netloc and site.netloc.lower() == host.lower().removesuffix(f":{default_port}"):
+    if site and site == host.lower().removesuffix(f":{_DEFAULT_PORTS.get(scheme)}"):
         return None
     return {
         "type": "about:blank",
@@ -229,14 +230,15 @@ class _Session:
                 ended = True
                 self._ahead.put_nowait(None)
                 continue
-            self._ahead_bytes += len(message) + _FRAME_OVERHEAD_BYTES
+            frame = _parse_frame(message, form)
+            self._ahead_bytes += len(frame.data) + _FRAME_OVERHEAD_BYTES
             if self._ahead_bytes > self._max_ahead_bytes and not self._ahead.empty():
                 raise OverloadedError(
                     f"{self._ahead.qsize() + 1} frames wait for their turn, more than the {self._max_ahead_bytes:,} "
                     "bytes that are kept",
                     remedy="wait for answers before you send more, or choose drop_policy latest or reject",
                 )
-            self._ahead.put_nowait(_parse_frame(message, form))
+            self._ahead.put_nowait(frame)
 
     async def _feed(self, stream: VideoStream) -> None:
         while (frame := await self._ahead.get()) is not None:
@@ -301,7 +303,7 @@ def _wrong_field(field: ErrorDetails) -> str:
 def _check_end(text: str) -> None:
     try:
         is_end = json.loads(text) == {"end": True}
-    except ValueError:
+    except (ValueError, RecursionError):
         is_end = False
     if not is_end:
         raise InvalidOptionError(

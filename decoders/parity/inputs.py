@@ -23,6 +23,7 @@ def run_scaling(case: Case) -> None:
         item = items[number] if number < len(items) else {}
         picture = to_picture(case.input(f"image_u8.{number}"))
         size = item.get("img_size") or case.expected(f"padded_u8.{number}").shape[-2:]
+        size = (size, size) if isinstance(size, int) else size
         geometry = FitGeometry(*size).place((picture.height, picture.width))
         if "image_size" in item:
             case.compare_list(f"items[{number}].image_size", list(geometry.image_size), item["image_size"])

@@ -59,6 +59,9 @@ def _position_grid(case: Case, weights: Mapping[str, Tensor]) -> tuple[int, int]
     if "pos_embed" not in weights:
         return None
     patch = weights["patch_embed.proj.weight"].shape[-1]
+    stated = case.fact("config.img_size", default=None)
+    if stated is None:
+        return None
     height, width = case.size("config.img_size")
     grid = (height // patch, width // patch)
     return grid if math.prod(grid) == weights["pos_embed"].shape[1] else None

@@ -45,7 +45,7 @@ def test_depth_stays_within_its_range_whatever_the_bins_say(
 def test_bins_are_spaced_evenly_in_the_logarithm(tiny_encoder: VisionTransformer) -> None:
     centres = DepthDecoder(
         tiny_encoder.spec, out_indices=(1,), num_bins=5, min_depth_m=0.5, max_depth_m=8
-    ).bin_centres_m
+    ).bin_centres_m()
     torch.testing.assert_close(centres, torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0]))
 
 

@@ -175,3 +175,30 @@ def test_a_geometry_that_the_patches_do_not_divide_is_told(
 ) -> None:
     path = copy_of(lambda content: content["tasks"]["panoptic"].update(geometry=geometry))
     assert "no multiple of the encoder's patch size 14" in problem(path, "panoptic", tmp_path)
+
+
+def test_sizes_that_a_published_head_has_not_are_told(tmp_path: Path) -> None:
+    settings = {"num_queries": 7, "num_blocks": 2, "out_indices": [1, 2]}
+    content = {"name": "odd", "extends": "pmt-l-640", "tasks": {"panoptic": {"labels": "ovis", "settings": settings}}}
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(content))
+    [told] = [part.problem for part in check_bundle(str(tmp_path / "odd.yaml"), tmp_path, random=True).parts[1:2]]
+    for words in ("num_queries is 7, published 200", "num_classes is 25, published 133", "num_blocks is 2"):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    "encoder", [{"weights": "hf://someone/unknown"}, {"weights": "hf://google/siglip2", "adapter": "transformers"}]
+)
+def test_an_encoder_whose_sizes_are_not_known_is_told_and_nothing_crashes(
+    encoder: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({"name": "new", "extends": "pmt-s-640", "encoder": encoder}))
+    check = check_bundle(str(tmp_path / "new.yaml"), tmp_path, random=True)
+    assert not check.passed
+    assert check.parts[0].problem
+
+
+def test_the_windows_of_a_picture_all_count(tmp_path: Path) -> None:
+    windows, whole = check_bundle("pmt-l-ade20k", tmp_path, random=True).costs
+    assert (windows.num_views, whole.num_views) == (2, 1)
+    assert windows.encoder_gflops == pytest.approx(2 * whole.encoder_gflops)

@@ -125,3 +125,56 @@ def test_a_file_that_is_no_mapping_is_told(text: str, words: str, tmp_path: Path
         read_bundle(str(path))
     assert str(refused.value).startswith(f"{path} {words}")
     assert "\n" not in str(refused.value)
+
+
+# Extending
+
+
+def test_paths_of_an_extended_bundle_stay_its_own_also_from_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    base = {
+        "name": "base",
+        "encoder": {"weights": "w/encoder"},
+        "geometry": {"height": 56, "width": 56},
+        "default_tasks": ["depth"],
+        "tasks": {"depth": {"decoder": "depth", "weights": "w/depth.safetensors", "settings": {"a": 1, "b": 2}}},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    child = {"name": "child", "extends": "../base.yaml", "tasks": {"depth": {"settings": {"b": 3}}}}
+    (tmp_path / "sub" / "child.yaml").write_text(yaml.safe_dump(child))
+    monkeypatch.chdir(tmp_path.parent)
+    file, folder = read_bundle(f"{tmp_path.name}/sub/child.yaml")
+    assert folder == tmp_path / "sub"
+    assert Path(file.encoder.weights).resolve() == tmp_path / "w" / "encoder"
+    assert Path(str(file.tasks["depth"].weights)).resolve() == tmp_path / "w" / "depth.safetensors"
+    assert file.tasks["depth"].settings == {"a": 1, "b": 3}
+    assert file.tasks["depth"].decoder == "depth"
+
+
+def test_a_geometry_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "wide.yaml"
+    path.write_text(yaml.safe_dump({"name": "wide", "extends": "pmt-l-640", "geometry": {"windows": 512}}))
+    assert read_bundle(str(path))[0].geometry.build() == WindowGeometry(512)
+
+
+def test_bundles_that_extend_each_other_are_told(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "extends": f"{other}.yaml"}))
+    with pytest.raises(BundleError, match=r"a\.yaml extends .*b\.yaml extends .*a\.yaml$"):
+        read_bundle(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("extends", "words"), [("no-such", "no bundle 'no-such' .that .*x.yaml extends"), (None, "extends None")]
+)
+def test_a_bundle_that_extends_nothing_that_there_is_is_told(extends: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"name": "x", "extends": extends}))
+    with pytest.raises(BundleError, match=words):
+        read_bundle(str(tmp_path / "x.yaml"))
+
+
+def test_a_default_task_given_twice_is_told(write: Callable[[Change], Path]) -> None:
+    with pytest.raises(BundleError, match="name a task twice"):
+        read_bundle(str(write(lambda content: content.update(default_tasks=["depth", "depth"]))))

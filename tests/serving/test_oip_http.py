@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,9 @@ from starlette.testclient import TestClient
 from tritonclient.utils import InferenceServerException
 
 from serving.bundles import Bundle
+from serving.errors import TooLargeError
 from serving.http_gateway import create_app
+from serving.oip_http import _decompressed
 from serving.pictures import decode_picture
 from serving.render import result_json
 from serving.service import SegmentationService
@@ -443,6 +446,22 @@ def test_a_broken_compression_is_refused(http: TestClient, photo: bytes, encodin
     assert f"no {encoding}" in error_of(http.post(INFER, content=plain, headers=headers), 400)
     bomb = gzip.compress(bytes(10_000_000)) if encoding == "gzip" else zlib.compress(bytes(10_000_000))
     assert "over 265,536 bytes" in error_of(http.post(INFER, content=bomb, headers=headers), 413)
+
+
+def test_a_bomb_never_gets_large_in_memory() -> None:
+    bomb = zlib.compress(bytes(10_000_000))
+    tracemalloc.start()
+    with pytest.raises(TooLargeError):
+        _decompressed(bomb, {"content-encoding": "deflate"}, 1000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200_000
+
+
+def test_what_was_sent_is_not_given_back_by_the_megabyte(http: TestClient) -> None:
+    told = error_of(http.post(INFER, json=body_of("aGk=", parameters={"masks": "x" * 100_000})), 400)
+    assert told.startswith("parameter masks='xxx")
+    assert len(told) <= 1000
 
 
 def test_an_unknown_compression_is_refused(http: TestClient) -> None:

@@ -417,6 +417,8 @@ class FakeStreams:
         unanswered: the largest number of frames without an answer that there ever was.
         sizes: (width, height) of the frames.
         held: answers are kept in here while it is a list.
+        refusal: the problem that new streams get, if any.
+        broken: ids of the frames that fail.
     """
 
     def __init__(self, page: Page) -> None:
@@ -431,8 +433,8 @@ class FakeStreams:
         page.route_web_socket("**/video", self._open)
 
     def release(self) -> None:
-        """Send what was held, and hold no more."""
-        held, self.held = self.held or [], None
+        """Send what is held; what comes from now on is held again."""
+        held, self.held = self.held or [], []
         for socket, text in held:
             socket.send(text)
 
@@ -493,6 +495,17 @@ def wait_for(page: Page, condition: Callable[[], object]) -> None:
         page.wait_for_timeout(20)
 
 
+def frames_until_quiet(page: Page, streams: FakeStreams) -> int:
+    """Let the page go on until it has sent no frame for half a second; how many it sent till then."""
+    sent = -1
+    until_s = time.monotonic() + PATIENCE_MS / 1000
+    while sent != len(streams.sizes):
+        assert time.monotonic() < until_s, "frames went on coming"
+        sent = len(streams.sizes)
+        page.wait_for_timeout(500)
+    return sent
+
+
 def rate(page: Page) -> Any:
     return page.locator("#live-rate")
 
@@ -533,9 +546,8 @@ def test_an_overlay_lies_on_the_frame_that_it_belongs_to(
     play(page, address, long_clip)
     for _ in range(5):
         wait_for(page, lambda: streams.held)
-        page.wait_for_timeout(350)  # the clip goes on meanwhile; what is shown must not
+        page.wait_for_timeout(600)  # the clip goes on meanwhile; what is shown must not
         streams.release()
-        streams.held = []
     expect(page.locator("#findings .segment .name")).to_have_text(["cat #1"], timeout=PATIENCE_MS)
     page.locator("#play").click()
     counts = page.locator("#panes canvas.base").evaluate(
@@ -554,7 +566,7 @@ def test_an_overlay_lies_on_the_frame_that_it_belongs_to(
     right, astray, bare = counts
     assert right > 1500, counts  # of 3600, less the label
     assert astray < 300 and bare < 300, counts  # edges, and the label's text
-    assert streams.unanswered <= 2
+    assert streams.unanswered == 1  # of so slow a server, a second frame on its way would only grow old
     assert problems == []
 
 
@@ -567,7 +579,6 @@ def test_frames_are_sent_no_faster_than_answers_come_and_the_skipped_ones_are_to
     page.wait_for_timeout(1000)
     assert len(streams.held) == 2
     assert int(page.locator("#live-skipped").inner_text()) >= 5
-    streams.release()
     assert streams.configs == [{"tasks": ["tracks"], "drop_policy": "latest", "max_in_flight": 2}]
     assert set(streams.sizes) == {(WIDTH, HEIGHT)}
 
@@ -590,14 +601,11 @@ def test_pause_and_stop_by_keyboard(address: str, page: Page, streams: FakeStrea
     page.keyboard.press("Space")
     expect(page.locator("#play")).to_have_text("Play")
     expect(page.locator("#announcer")).to_have_text("Paused")
-    page.wait_for_timeout(300)
-    sent = len(streams.sizes)
-    page.wait_for_timeout(500)
-    assert len(streams.sizes) == sent
+    sent = frames_until_quiet(page, streams)
     assert streams.closed == 0  # tracks go on after a short pause
     page.locator("#seek").focus()
     page.keyboard.press("End")
-    wait_for(page, lambda: len(streams.sizes) == sent + 1)  # the frame there is asked, though nothing plays
+    wait_for(page, lambda: len(streams.sizes) > sent)  # the frame there is asked, though nothing plays
     page.locator("#play").focus()
     page.keyboard.press("Enter")
     page.locator("#stop").focus()
@@ -661,6 +669,10 @@ def test_a_stream_that_fails_is_told_and_can_be_tried_again(
     expect(page.locator("#notice")).to_be_empty()
     streams.sockets[-1].close(code=1011)
     expect(page.locator("#notice")).to_contain_text("The connection was lost")
+    page.locator("#seek").focus()
+    page.keyboard.press("End")  # another frame is shown
+    page.wait_for_timeout(500)
+    assert len(streams.configs) == 2
 
 
 def test_a_stream_that_the_server_ended_in_a_pause_is_opened_again_without_a_word(
@@ -669,7 +681,7 @@ def test_a_stream_that_the_server_ended_in_a_pause_is_opened_again_without_a_wor
     play(page, address, long_clip)
     wait_for(page, lambda: len(streams.sizes) > 2)
     page.locator("#play").click()
-    page.wait_for_timeout(300)
+    frames_until_quiet(page, streams)
     streams.sockets[-1].close(code=4409)
     page.wait_for_timeout(200)
     expect(page.locator("#notice")).to_be_empty()
@@ -686,8 +698,8 @@ def test_a_frame_that_fails_is_noted_and_the_video_goes_on(
     for _ in range(3):
         wait_for(page, lambda: streams.held)
         streams.release()
-        streams.held = []
     expect(page.locator("#player-note")).to_have_text("frame broke")
+    wait_for(page, lambda: streams.held)
     streams.release()
     expect(page.locator("#player-note")).to_be_empty()
     assert problems == []

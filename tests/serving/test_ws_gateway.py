@@ -292,7 +292,9 @@ def test_a_frame_before_the_config_is_refused(client: TestClient) -> None:
         assert_ended(session, 1008, 400, "the first message is binary")
 
 
-@pytest.mark.parametrize("text", ['{"tasks": ["depth"]}', "frame", '{"end": false}', '{"end": true, "now": true}'])
+@pytest.mark.parametrize(
+    "text", ['{"tasks": ["depth"]}', "frame", '{"end": false}', '{"end": true, "now": true}', "[" * 10**5]
+)
 def test_a_text_where_a_frame_belongs_ends_the_stream(client: TestClient, text: str) -> None:
     with opened(client) as session:
         session.send_text(text)
@@ -350,7 +352,16 @@ def test_a_head_that_fails_is_named_in_the_frames_errors(
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://elsewhere.example", "http://testserver:8001", "http://testserver.evil.example", "null", "", "x"]
+    "origin",
+    [
+        "https://elsewhere.example",
+        "http://testserver:8001",
+        "http://testserver.evil.example",
+        "null",
+        "",
+        "x",
+        "http://[",
+    ],
 )
 def test_a_page_of_another_site_gets_no_socket(client: TestClient, service: SegmentationService, origin: str) -> None:
     with (
@@ -469,6 +480,25 @@ def test_tiny_frames_sent_ahead_have_a_bound_too(
         for number in range(1, 120):
             session.send_bytes(frame(number, b""))
         assert_ended(session, 1013, 429, "wait for their turn")
+
+
+def test_what_was_answered_does_not_count_as_sent_ahead(clients: Any, make_service: MakeService) -> None:
+    service = make_service(gated=True, max_upload_bytes=4000)
+    gate: Any = service.engine.run_pass
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    with opened(clients(service), tasks=["depth"], max_in_flight=1) as session:
+        for number in range(300):  # headers alone are more than 4000 bytes
+            session.send_bytes(frame(number, b""))
+            session.receive_json()
+        session.send_bytes(frame(300, buffer.getvalue()))
+        assert gate.entered.wait(20)
+        for number in (301, 302, 303):
+            session.send_bytes(frame(number, b""))
+        session.send_json({"end": True})
+        gate.opened.set()
+        assert ids(answers(session, 4)) == [300, 301, 302, 303]
+        assert_closed(session)
 
 
 def test_a_frame_larger_than_what_is_kept_ahead_is_still_taken_alone(
@@ -653,3 +683,4 @@ def test_a_stream_whose_task_is_cancelled_is_freed(
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
     assert len(service.streams) == 0
+    assert sample(service, "polyhead_requests_total", route="/video", code="101") == 1
