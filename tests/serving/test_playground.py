@@ -641,6 +641,9 @@ def test_other_tasks_open_another_stream(
     tell_tasks(page, {"tracks": cats(track_id=7), "depth": DepthResult(np.ones((HEIGHT, WIDTH), np.float32))})
     play(page, address, long_clip)
     wait_for(page, lambda: len(streams.sizes) > 2)
+    page.locator("#chips label", has_text="Depth").dblclick()  # off and on again
+    page.wait_for_timeout(500)
+    assert len(streams.configs) == 1
     page.locator("#chips label", has_text="Depth").click()
     wait_for(page, lambda: len(streams.configs) == 2 and streams.closed == 1)
     assert [config["tasks"] for config in streams.configs] == [["tracks", "depth"], ["tracks"]]

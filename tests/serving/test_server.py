@@ -1,6 +1,7 @@
 """One whole server, started as a user starts it, on a tiny bundle: the contract over real sockets.
 
-The tests run in the order of the file; the last one compares the metrics with all that was sent before.
+The tests run in the order of the file: those that count come first, then one compares the metrics with all that was
+sent before, and the last ones replace the replica.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,8 +29,14 @@ import grpc
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+
+from polyhead.client import Client, VideoAnswer
+from serving.errors import UnsupportedTaskError
+from serving.protos import segmentation_pb2 as pb
+from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
@@ -74,6 +82,34 @@ class Server:
             for folder in Path(tempfile.gettempdir()).glob("ph-*")
             if any(f":{self.http_port}" in config.read_text() for config in folder.rglob("haproxy.cfg"))
         ]
+
+    @property
+    def proxy_config(self) -> str:
+        """HAProxy's."""
+        (scratch,) = self.scratch
+        (config,) = scratch.rglob("haproxy.cfg")
+        return config.read_text()
+
+    @property
+    def target(self) -> str:
+        """Of gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def replicas(self) -> dict[int, dict[str, str]]:
+        """The processes of this server's replicas, and their environments."""
+        (scratch,) = self.scratch
+        found = {}
+        for process in Path("/proc").iterdir():
+            try:
+                if not (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica:polyhead"):
+                    continue
+                pairs = (pair.partition("=") for pair in (process / "environ").read_text().split("\0"))
+            except OSError:
+                continue  # no process, or one that is gone
+            own = {name: value for name, _, value in pairs if name.startswith("RAY_")}
+            if own.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC") == str(scratch / "haproxy.cfg"):
+                found[int(process.name)] = own
+        return found
 
     def segment(self, content: Any, *, status: int, **options: Any) -> httpx.Response:
         """`POST /segment` that must be answered with a status; counts the passes."""
@@ -321,6 +357,96 @@ def test_health_is_told_over_http_and_grpc(server: Server) -> None:
     assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_a_picture_is_answered_over_grpc_as_over_http(server: Server, photo: bytes) -> None:
+    over_http = server.segment(photo, status=200).json()
+    with Client(server.target) as client:
+        answer = client.segment(photo, ["panoptic", "depth"])
+    server.passes += 1
+    server.saved += 1
+    assert (answer.bundle, answer.image_size, answer.errors) == ("with-foreground", (60, 90), {})
+    assert answer.timing.encoder_passes == 1
+    panoptic: Any = answer.results["panoptic"]
+    told = over_http["results"]["panoptic"]["segments"]
+    assert [(x.segment_id, x.label, x.area) for x in panoptic.segments] == [
+        (x["segment_id"], x["label"], x["area"]) for x in told
+    ]
+
+
+def test_a_failure_keeps_its_words_and_its_request_s_id_through_the_proxy(server: Server, photo: bytes) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        with pytest.raises(grpc.RpcError) as failed:
+            SegmentationServiceStub(channel).Segment(
+                pb.SegmentRequest(image=photo, tasks=["panoptc"]), metadata=(("request_id", "mine-7"),), timeout=60
+            )
+        call: Any = failed.value
+    assert call.code() is grpc.StatusCode.NOT_FOUND
+    trailers = list(call.trailing_metadata())
+    assert [value for name, value in trailers if name == "request_id"] == ["mine-7"]
+    assert ("reason", "unsupported-task") in trailers
+    with Client(server.target) as client, pytest.raises(UnsupportedTaskError, match="no head for 'panoptc'"):
+        client.segment(photo, ["panoptc"])
+    with Client(server.target) as client, pytest.raises(UnsupportedTaskError, match="no head for 'panoptc'"):
+        list(client.video([photo], ["panoptc"]))
+
+
+def test_a_video_is_answered_frame_by_frame(server: Server, photo: bytes, encode_picture: Callable[..., bytes]) -> None:
+    frames = [encode_picture(60, 90, seed) for seed in range(9)]
+    with Client(server.target) as client:
+        answers = list(client.video([*frames[:5], b"garbage", *frames[5:]], ["panoptic", "depth"]))
+    server.passes += 9
+    server.saved += 9
+    assert [answer.frame_id for answer in answers] == list(range(10))
+    assert [answer.frame_id for answer in answers if answer.error] == [5]
+    assert not any(answer.state_lost or answer.dropped_since_last for answer in answers)
+    assert all(answer.results.keys() == {"panoptic", "depth"} for answer in answers if not answer.error)
+
+
+def test_a_frame_of_50_mb_is_refused_and_the_stream_goes_on(server: Server, photo: bytes) -> None:
+    with Client(server.target) as client:
+        large, good = client.video([bytes(50_000_000), photo], ["depth"])
+    server.passes += 1
+    assert large.error is not None
+    assert large.error.status == 413
+    assert good.results.keys() == {"depth"}
+
+
+def test_reflection_tells_every_grpc_service(server: Server) -> None:
+    with grpc.insecure_channel(server.target) as channel:
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="polyhead.v1.SegmentationService"),
+        ]
+        services, file = ask(iter(asked), timeout=60)
+    assert {service.name for service in services.list_services_response.service} == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+        "polyhead.v1.SegmentationService",
+    }
+    assert b"SegmentVideo" in file.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_the_proxy_lets_streams_live(server: Server) -> None:
+    """Its defaults cut every stream two minutes after any change of replicas; see `serving.app`."""
+    assert "hard-stop-after 86400s" in server.proxy_config
+    assert "timeout client 3600s" in server.proxy_config  # of silence
+    assert "timeout server" not in server.proxy_config
+
+
+def test_ray_serve_s_own_proxy_sends_streams_away_with_a_word(server: Server, photo: bytes) -> None:
+    (port,) = set(re.findall(r"server \S+ \S+:(\d+) proto h2 check backup", server.proxy_config))
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = SegmentationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failed:
+            list(stub.SegmentVideo(iter([pb.VideoRequest(config=pb.VideoConfig())]), timeout=60))
+        call: Any = failed.value
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "open the stream again" in call.details()
+        assert stub.Segment(pb.SegmentRequest(image=photo, tasks=["depth"]), timeout=60).results
+    server.passes += 1
+
+
 def test_the_pages_are_served(server: Server) -> None:
     for path in ("/", "/docs", "/openapi.json", "/tasks"):
         assert server.client.get(path).status_code == 200, path
@@ -381,3 +507,92 @@ def test_the_server_s_scratch_folder_is_closed_to_others(server: Server) -> None
     (scratch,) = server.scratch
     assert scratch.stat().st_mode & 0o077 == 0
     assert any(path.is_socket() for path in scratch.rglob("*"))
+
+
+class Watched:
+    """A video that is played to a server while something happens to it, from a thread."""
+
+    def __init__(self, server: Server, frame: bytes) -> None:
+        self.answers: list[VideoAnswer] = []
+        self._stop = threading.Event()
+        self._some = threading.Event()
+        self._frame = frame
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._play, args=(server.target,), daemon=True)
+        self._thread.start()
+        assert self._some.wait(60), self._failure
+
+    def _frames(self) -> Iterator[bytes]:
+        while not self._stop.wait(0.05):
+            yield self._frame
+
+    def _play(self, target: str) -> None:
+        try:
+            with Client(target) as client:
+                for answer in client.video(self._frames(), ["depth"]):
+                    self.answers.append(answer)
+                    if len(self.answers) == 10:
+                        self._some.set()
+        except Exception as error:  # noqa: BLE001  # told by the test's thread
+            self._failure = error
+
+    def assert_goes_on(self) -> None:
+        """The stream began anew once, with an answer to every frame, each once and in its order."""
+        before, give_up_at_s = len(self.answers), time.monotonic() + 90
+        while len(self.answers) < before + 20 and self._failure is None and time.monotonic() < give_up_at_s:
+            time.sleep(0.1)
+        self._stop.set()
+        self._thread.join(60)
+        assert self._failure is None
+        assert len(self.answers) >= before + 20
+        assert [answer.frame_id for answer in self.answers] == list(range(len(self.answers)))
+        assert len([answer for answer in self.answers if answer.state_lost]) == 1
+        assert not any(answer.error or answer.dropped_since_last for answer in self.answers)
+
+
+def test_a_redeploy_ends_streams_with_a_word_and_clients_go_on(
+    server: Server, photo: bytes, extended_bundle: Path
+) -> None:
+    ((_, own),) = server.replicas().items()
+    raylet = Path(f"/proc/{own['RAY_RAYLET_PID']}/cmdline").read_text()
+    (address,) = set(re.findall(r"gcs-address=([\d.]+:\d+)", raylet))
+    program = """
+import sys
+import ray
+from ray import serve
+from serving import app
+from serving.config import Settings
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+settings = Settings(bundle=sys.argv[2], max_pictures_inside=63)
+serve.run(app.application(settings), name=app.APPLICATION, route_prefix="/")
+"""
+    video = Watched(server, photo)
+    with grpc.insecure_channel(server.target) as channel:
+
+        def frames() -> Iterator[pb.VideoRequest]:
+            yield pb.VideoRequest(config=pb.VideoConfig(tasks=["depth"]))
+            while True:
+                yield pb.VideoRequest(frame=pb.VideoFrame(data=photo))
+                time.sleep(0.1)
+
+        raw = SegmentationServiceStub(channel).SegmentVideo(frames(), timeout=120)
+        next(raw)
+        redeploy = subprocess.Popen(
+            [sys.executable, "-c", program, address, str(extended_bundle)], env=environment() | own
+        )
+        with pytest.raises(grpc.RpcError) as ended:
+            list(raw)
+    assert redeploy.wait(120) == 0
+    call: Any = ended.value
+    assert call.code() is grpc.StatusCode.UNAVAILABLE
+    assert "this replica is stopping" in call.details()
+    assert ("reason", "unavailable") in call.trailing_metadata()
+    video.assert_goes_on()
+
+
+def test_a_killed_replica_is_survived_by_the_client_s_videos(server: Server, photo: bytes) -> None:
+    video = Watched(server, photo)
+    (process,) = server.replicas()
+    os.kill(process, signal.SIGKILL)
+    video.assert_goes_on()
+    assert process not in server.replicas()
