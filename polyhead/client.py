@@ -53,7 +53,7 @@ from serving.grpc_messages import (
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.render import MaskFormat
-from serving.streams import DropPolicy
+from serving.streams import MAX_IN_FLIGHT, DropPolicy
 from serving.types import Prediction, PredictOptions, Timing
 
 Picture = bytes | str | Path | Image.Image | NDArray[np.uint8]
@@ -144,7 +144,7 @@ class Retry:
 
     Attributes:
         first_s, factor, longest_s: the pause before the first try, how it grows, and its bound; each is shortened by
-            chance, by up to a half.
+            chance, by up to a half. A server that says when to come again is heeded within that bound.
         give_up_s: without any answer for this long the last failure is raised.
         answer_s: a stream that owes an answer for this long is taken for broken.
     """
@@ -272,9 +272,12 @@ class AsyncClient:
             PolyheadError: the stream can't be opened, or broke and could not be taken up again.
         """
         _check_masks(masks)
+        if not 1 <= max_in_flight <= MAX_IN_FLIGHT:
+            raise InvalidOptionError(f"max_in_flight is {max_in_flight}", remedy=f"ask for 1 to {MAX_IN_FLIGHT} frames")
         config = pb.VideoConfig(
             tasks=tasks or (),
             options=options_message(options or PredictOptions(), masks),
+            frame_format=None if frame_format is None else frame_format_number(frame_format),
             drop_policy=drop_policy_number(drop_policy),
             max_in_flight=max_in_flight,
             frame_timeout_s=frame_timeout_s,
@@ -330,10 +333,28 @@ class Client:
         return _run(self._client.segment(picture, tasks, options=options, masks=masks, timeout_s=timeout_s))
 
     def video(
-        self, frames: Iterable[Picture | VideoFrame], tasks: Iterable[str] | None = None, **wishes: Any
+        self,
+        frames: Iterable[Picture | VideoFrame],
+        tasks: Iterable[str] | None = None,
+        *,
+        options: PredictOptions | None = None,
+        masks: MaskFormat = "rle",
+        frame_format: FrameFormat | None = None,
+        drop_policy: DropPolicy = "block",
+        max_in_flight: int = 4,
+        frame_timeout_s: float | None = None,
     ) -> Iterator[VideoAnswer]:
-        """As `AsyncClient.video`, with the same keyword arguments; `frames` is gone through in a thread of its own."""
-        answers = self._client.video(frames, tasks, **wishes)
+        """As `AsyncClient.video`; `frames` is gone through in a thread of its own."""
+        answers = self._client.video(
+            frames,
+            tasks,
+            options=options,
+            masks=masks,
+            frame_format=frame_format,
+            drop_policy=drop_policy,
+            max_in_flight=max_in_flight,
+            frame_timeout_s=frame_timeout_s,
+        )
         return _iterated(answers)
 
 
@@ -635,7 +656,7 @@ class _Video:
 
     async def _pause(self, failure: PolyheadError, tries: int, since_s: float) -> None:
         """Wait before the next try, or raise `failure` if it has taken too long."""
-        pause_s = max(self._retry.pause_s(tries), failure.retry_after_s or 0)
+        pause_s = max(self._retry.pause_s(tries), min(failure.retry_after_s or 0, self._retry.longest_s))
         if asyncio.get_running_loop().time() + pause_s - since_s > self._retry.give_up_s:
             raise failure
         await asyncio.sleep(pause_s)

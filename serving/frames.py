@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import av
@@ -120,7 +121,7 @@ class CodecFrames:
             except FFmpegError as error:
                 _check_size((context.height, context.width), self._max_pixels)
                 raise self._undecodable(frame, str(error)) from None
-            self._inside[number] = frame
+            self._inside[number] = replace(frame, data=b"")
             out = [decoded for picture in pictures for decoded in self._hand_out(picture)]
             held_back = _MAX_REORDERED if context.reorder_depth else 0
             return self._give_up(self._count - held_back) + out

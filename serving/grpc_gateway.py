@@ -53,7 +53,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
 _HEALTH_NAMES = frozenset({"", _SERVICE, "grpc.health.v1.Health", "inference.GRPCInferenceService"})
 """What the health service may be asked about; all of them live and die together."""
 _WATCH_PERIOD_S = 1.0
-_GOODBYE_S = 1.0
+_GOODBYE_S = 5.0
 """How long a client whose stream was ended may take to read the reason before the call is cancelled."""
 _MAX_TEXT_BYTES = 1200
 """Of one text in a call's trailers, which must stay under 8 KB in all, and grow on the wire."""

@@ -133,7 +133,7 @@ class FrameAnswer:
     """The answer for one frame: a prediction or an error.
 
     Attributes:
-        frame: which.
+        frame: which, without its data.
         prediction: None if the frame failed as a whole.
         error: why.
         dropped_since_last: frames between the last answer's and this one that were dropped.
@@ -311,14 +311,14 @@ class VideoStream:
                 f"frame {frame.frame_id} has {len(frame.data)} bytes; at most {limit} are taken",
                 remedy="send smaller frames, or raise POLYHEAD_MAX_UPLOAD_BYTES",
             )
-            return [_Job(replace(frame, data=b""), error=error)]
+            return [_Job(_without_data(frame), error=error)]
         decoder = self._decoder
         assert decoder is not None
         if not decoder.keeps_state:
             return [_Job(frame)]
         decoded = await self._try_in_pool(lambda: _timed(lambda: decoder.decode(frame)))
         if isinstance(decoded, PolyheadError):
-            return [_Job(frame, error=decoded)]
+            return [_Job(_without_data(frame), error=decoded)]
         return [_decoded_job(item, decoded[1]) for item in decoded[0]]
 
     async def _admit(self, job: _Job) -> None:
@@ -328,12 +328,11 @@ class VideoStream:
                 self._places_taken < limit
                 or policy == "latest"
                 or (policy == "reject" and self._refused < _MAX_REFUSED)
-            )  # more are made to wait until answers are read
+            )
         )
-        self._check_open()
         if self._places_taken >= limit:
             if policy == "reject":
-                job.counted = False
+                job.counted, job.frame, job.image = False, _without_data(job.frame), None
                 job.error = job.error or OverloadedError(
                     f"{self._places_taken} frames of this stream are inside, as many as are let in",
                     remedy="send fewer frames, or choose drop_policy latest or block",
@@ -402,6 +401,7 @@ class VideoStream:
         if job.error is None:
             error = await self._try_in_pool(lambda: self._prepare(job))
             job.error = job.error or error
+            job.frame = _without_data(job.frame)
         return job
 
     @property
@@ -541,10 +541,15 @@ class VideoStream:
 
 
 def _decoded_job(decoded: DecodedFrame, decode_ms: float) -> _Job:
-    frame, outcome = decoded
+    frame, outcome = _without_data(decoded[0]), decoded[1]
     if isinstance(outcome, PolyheadError):
         return _Job(frame, error=outcome)
     return _Job(frame, image=outcome, timing=Timing(decode_ms=decode_ms))
+
+
+def _without_data(frame: Frame) -> Frame:
+    """What a reader must know of a frame: many may wait to be read."""
+    return replace(frame, data=b"")
 
 
 def _timed(function: Callable[[], Value]) -> tuple[Value, float]:

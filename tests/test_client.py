@@ -298,6 +298,24 @@ def test_frames_may_come_from_an_async_iterator() -> None:
     assert ids(run(scenario())) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("form", ["image", "h264", "hevc"])
+def test_a_format_that_is_named_is_asked_for(form: Any) -> None:
+    async def scenario() -> list[pb.VideoConfig]:
+        async with started() as (server, client):
+            await taken(client.video([b"x"], frame_format=form, frame_timeout_s=0.5, drop_policy="reject"))
+            return server.configs
+
+    [config] = run(scenario())
+    assert config.frame_format == client_module.frame_format_number(form)
+    assert (config.frame_timeout_s, config.drop_policy) == (0.5, pb.DROP_POLICY_REJECT)
+
+
+@pytest.mark.parametrize("number", [0, 65])
+def test_a_number_of_frames_that_no_server_takes_is_refused_here(number: int) -> None:
+    with pytest.raises(InvalidOptionError, match=f"max_in_flight is {number}"):
+        AsyncClient().video(FRAMES, max_in_flight=number)
+
+
 def test_no_frames_are_no_stream() -> None:
     async def scenario() -> Any:
         async with started() as (server, client):
@@ -459,9 +477,10 @@ def test_a_server_that_is_away_for_a_while_is_waited_for() -> None:
 
 def test_breaks_in_a_row_are_survived_as_long_as_answers_come() -> None:
     lives = [ends_after(1, STOPPING)] * 11
+    retry = Retry(first_s=0.03, factor=1, give_up_s=0.1)  # less than they take together
 
     async def scenario() -> None:
-        async with started(*lives) as (server, client):
+        async with started(*lives, retry=retry) as (server, client):
             answers = await taken(client.video(FRAMES))
             assert ids(answers) == list(range(12))
             assert lost(answers) == list(range(1, 12))
@@ -517,7 +536,7 @@ def test_what_another_try_would_not_mend_is_raised_at_once(error: Any) -> None:
 
 
 def test_a_server_that_is_full_when_a_stream_comes_back_is_asked_again() -> None:
-    full = OverloadedError("64 streams are open", remedy="close one", retry_after_s=0.001)
+    full = OverloadedError("64 streams are open", remedy="close one", retry_after_s=30)  # a place is free long before
 
     async def scenario() -> None:
         async with started(ends_after(3, STOPPING), ends_after(0, full), ends_after(0, full)) as (server, client):
@@ -661,22 +680,27 @@ def test_live_frames_are_not_sent_again_but_counted(policy: Any) -> None:
 
 def test_under_latest_a_link_that_is_down_does_not_hold_back_the_camera() -> None:
     async def scenario() -> None:
-        async with started(ends_after(1, STOPPING)) as (server, client):
-            shown = 0
+        async with started() as (server, client):
+            answers: list[VideoAnswer] = []
+            shown = shown_while_down = 0
 
             async def camera() -> AsyncIterator[bytes]:
-                nonlocal shown
+                nonlocal shown, shown_while_down
                 while shown < 200:
                     shown += 1
                     yield bytes(shown)
                     if shown == 5:
+                        while not answers:
+                            await asyncio.sleep(0.001)
                         await server.kill()
                     if shown == 100:
+                        shown_while_down = shown - 5
                         await server.start()
                     await asyncio.sleep(0.001)
 
-            answers = await taken(client.video(camera(), drop_policy="latest", max_in_flight=2))
-            assert shown == 200
+            async for answer in client.video(camera(), drop_policy="latest", max_in_flight=2):
+                answers.append(answer)
+            assert (shown, shown_while_down) == (200, 95)
             assert ids(answers) == sorted(set(ids(answers)))
             assert ids(answers)[-1] == 199
             assert sum(answer.dropped_since_last for answer in answers) + len(answers) == 200

@@ -8,11 +8,6 @@ import { VideoSocket } from "./video_socket.js";
 
 const IN_FLIGHT = 2; // one before the encoder, one on its way
 const SLOW_MS = 500; // beyond it, a second frame on its way would only grow old there
-const GONE = {
-  title: "The camera is gone",
-  detail: "It was unplugged, or taken from this page.",
-  remedy: "Check the camera, then try again.",
-};
 
 export class LiveVideo {
   #hooks;
@@ -24,6 +19,7 @@ export class LiveVideo {
   #isFresh = false; // a frame is on show that was not sent yet
   #isGrabbing = false;
   #shown = Promise.resolve(); // answers are shown one after the other
+  #wishes = 0; // counts what the person asked for; playing takes time to begin, and the latest wish wins
 
   /** "playing", "paused", "ended" (a clip is over), "failed", or "stopped". */
   state = "stopped";
@@ -42,7 +38,7 @@ export class LiveVideo {
       this.#hooks.onSkip(presented, this.#sent);
       this.#offer();
     };
-    source.onEnd = () => (source.isCamera ? this.#fail(GONE) : this.#setState("ended"));
+    source.onEnd = (problem) => (problem ? this.#fail(problem) : this.#setState("ended"));
   }
 
   /** Asks these from now on. If they are others than before, the stream's state begins anew. */
@@ -55,18 +51,21 @@ export class LiveVideo {
   }
 
   async play() {
+    const wish = ++this.#wishes;
     try {
       await this.source.play();
     } catch (error) {
       if (!(error instanceof ProblemError)) throw error;
-      this.#fail(error.problem);
+      if (wish === this.#wishes) this.#fail(error.problem);
       return;
     }
+    if (wish !== this.#wishes) return;
     this.#setState("playing");
     this.#offer();
   }
 
   pause() {
+    this.#wishes++;
     this.source.pause();
     this.#setState("paused");
   }
@@ -78,6 +77,7 @@ export class LiveVideo {
   }
 
   stop() {
+    this.#wishes++;
     this.#hangUp();
     this.source.stop();
     this.#isFresh = false;
@@ -86,6 +86,7 @@ export class LiveVideo {
 
   /** Ends it for good. */
   close() {
+    this.#wishes++;
     this.#hooks = { onAnswer: (_, bitmap) => bitmap.close(), onSkip() {}, onState() {}, onProblem() {} };
     this.#hangUp();
     this.source.close();
@@ -169,6 +170,7 @@ export class LiveVideo {
   }
 
   #fail(problem) {
+    this.#wishes++;
     this.#hangUp();
     if (this.source.isCamera) this.source.stop();
     else this.source.pause();

@@ -22,8 +22,12 @@ const CAMERA_LEFT = "The camera was switched off when you left this tab.";
 
 const byId = (id) => document.getElementById(id);
 
-const clock = (seconds) =>
-  `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+/** Says something below the video. It is spoken, so that it is not written anew for each frame. */
+function note(text) {
+  if (byId("player-note").textContent !== text) byId("player-note").textContent = text;
+}
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 export class VideoPlayer {
   #page;
@@ -116,7 +120,7 @@ export class VideoPlayer {
 
   #play() {
     this.#page.clearProblem();
-    byId("player-note").textContent = "";
+    note("");
     this.#live.play();
   }
 
@@ -129,7 +133,7 @@ export class VideoPlayer {
     if (this.#live?.state !== "playing") return;
     if (this.#live.source.isCamera) {
       this.#live.stop();
-      byId("player-note").textContent = CAMERA_LEFT;
+      note(CAMERA_LEFT);
     } else {
       this.#live.suspend();
       this.#resumes = true;
@@ -171,7 +175,7 @@ export class VideoPlayer {
     this.#rate.add(latencyMs);
     this.#view.draw(bitmap, layers);
     byId("progress").hidden = true;
-    byId("player-note").textContent = answer.error ? readableProblem(answer.error, "A frame failed").detail : "";
+    note(answer.error ? readableProblem(answer.error, "A frame failed").detail : "");
   }
 
   /** Writes the numbers. */

@@ -24,6 +24,16 @@ const CAMERA_PROBLEMS = {
     remedy: "Close that program, then try again.",
   },
 };
+const GONE = {
+  title: "The camera is gone",
+  detail: "It was unplugged, or taken from this page.",
+  remedy: "Check the camera, then try again.",
+};
+const BROKEN = {
+  title: "The clip broke off",
+  detail: "Your browser could not play the rest of it.",
+  remedy: "The file may be damaged; try another one.",
+};
 const NOT_SECURE = {
   title: "The camera needs a secure page",
   detail: "Browsers give it to pages over HTTPS, or from this very machine (localhost), only.",
@@ -35,10 +45,11 @@ export class VideoSource {
   #clipUrl = null;
   #canvas = makeCanvas({ width: 1, height: 1 });
   #closed = false;
+  #switched = 0; // counts; the person may take long to allow the camera, and stop it meanwhile
 
   /** Called for each frame that is on show, with the number of frames that were. */
   onFrame = () => {};
-  /** Called when the clip is over, or the camera gone. */
+  /** Called when a clip is over (null), or with the problem that ended it. */
   onEnd = () => {};
 
   constructor(name, isCamera) {
@@ -46,7 +57,8 @@ export class VideoSource {
     this.isCamera = isCamera;
     this.#video = el("video", { class: "visually-hidden", muted: true, playsinline: true, "aria-hidden": "true" });
     this.#video.muted = true; // the attribute alone does not do it
-    this.#video.addEventListener("ended", () => this.onEnd());
+    this.#video.addEventListener("ended", () => this.onEnd(null));
+    this.#video.addEventListener("error", () => this.onEnd(BROKEN));
     document.body.append(this.#video); // browsers are slow to draw what is not on the page
     this.#watch();
   }
@@ -105,7 +117,10 @@ export class VideoSource {
 
   /** Goes on, or begins again: a clip from its start after its end, a camera by being switched on. */
   async play() {
-    if (this.isCamera && !this.#video.srcObject) await this.#switchOn();
+    if (this.isCamera && !this.#video.srcObject) {
+      await this.#switchOn();
+      if (!this.#video.srcObject) return; // stopped meanwhile
+    }
     try {
       await this.#video.play();
     } catch (error) {
@@ -156,6 +171,7 @@ export class VideoSource {
 
   async #switchOn() {
     if (!navigator.mediaDevices) throw new ProblemError(NOT_SECURE);
+    const turn = ++this.#switched;
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia(CAMERA_WISHES);
@@ -164,15 +180,26 @@ export class VideoSource {
         CAMERA_PROBLEMS[error.name] ?? { title: "The camera can’t be used", detail: error.message, remedy: "" },
       );
     }
-    stream.getVideoTracks()[0].addEventListener("ended", () => this.onEnd()); // unplugged, or taken back
+    if (turn !== this.#switched) {
+      switchOff(stream);
+      return;
+    }
+    stream.getVideoTracks()[0].addEventListener("ended", () => this.onEnd(GONE)); // not by us
     this.#video.srcObject = stream;
     await loaded(this.#video);
   }
 
   #switchOff() {
-    for (const track of this.#video.srcObject?.getTracks() ?? []) track.stop(); // this does not send "ended"
+    this.#switched++;
+    if (!this.#video.srcObject) return;
+    switchOff(this.#video.srcObject);
     this.#video.srcObject = null;
   }
+}
+
+/** Its tracks do not send "ended" for this. */
+function switchOff(stream) {
+  for (const track of stream.getTracks()) track.stop();
 }
 
 /** Resolves when there is a first frame with a size. */

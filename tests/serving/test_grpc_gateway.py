@@ -858,6 +858,9 @@ def test_a_client_that_never_reads_is_evicted_and_leaves_nothing(
         assert only._failure is not None
         assert "answers were not read" in only._failure.detail
         assert not only._under_way and not only._waiting
+        while not sample(service, "polyhead_requests_total", route=STREAMS, code="CANCELLED"):
+            await asyncio.sleep(0.005)  # the call itself ends too, though the client is still there
+        assert sample(service, "polyhead_refused_total", reason="stream-evicted") == 1
         stream._sender.cancel()
 
     run(service, scenario)

@@ -343,6 +343,19 @@ def test_over_the_limit_the_stream_that_was_idle_longest_is_ended(make_hoarding:
     run(scenario())
 
 
+def test_the_stream_that_grew_goes_last_however_busy_the_others_are(make_hoarding: MakeService, frame: Frame) -> None:
+    service = make_hoarding(max_stream_state_bytes=150)
+
+    async def scenario() -> None:
+        async with opened(service) as other, opened(service) as grown:
+            await step(other, frame)
+            other.active_s += 1000
+            assert await step(grown, frame) == 1
+            assert (other.state_bytes, grown.state_bytes) == (0, 100)
+
+    run(scenario())
+
+
 def test_as_many_are_ended_as_it_takes_and_none_that_holds_nothing(
     make_hoarding: MakeService, frame: Frame, head: HoardingHead
 ) -> None:
@@ -396,6 +409,21 @@ def test_all_streams_are_ended_with_one_reason(make_hoarding: MakeService, frame
             assert len(service.streams) == service.streams.state_bytes == 0
 
     run(scenario())
+
+
+def test_once_all_are_ended_no_other_is_opened(make_hoarding: MakeService, frame: Frame) -> None:
+    service = make_hoarding()
+
+    async def scenario() -> None:
+        assert not service.streams.stopping
+        service.streams.end_all()
+        assert service.streams.stopping
+        async with opened(service):
+            pass
+
+    with pytest.raises(UnavailableError, match="stopping"):
+        run(scenario())
+    assert len(service.streams) == 0
 
 
 def test_all_streams_may_be_ended_for_another_reason(make_hoarding: MakeService, frame: Frame) -> None:

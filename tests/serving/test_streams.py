@@ -255,6 +255,44 @@ def test_sizes_and_options_are_as_for_still_pictures(make_counting: MakeService,
     assert result.segment_map.shape == (30, 45)
 
 
+@pytest.mark.parametrize("keeps_state", [False, True])
+@pytest.mark.parametrize("policy", ["block", "reject"])
+def test_what_waits_to_be_read_holds_no_data(
+    policy: Any, keeps_state: bool, make_counting: MakeService, make_frames: MakeFrames
+) -> None:
+    class Pictures:
+        def __init__(self) -> None:
+            self.keeps_state = keeps_state
+
+        def decode(self, frame: Frame) -> list[DecodedFrame]:
+            return frame_decoder("image").decode(frame)
+
+        def flush(self) -> list[DecodedFrame]:
+            return []
+
+    service = make_counting(gated=policy == "reject")
+
+    async def scenario() -> list[FrameAnswer]:
+        frames = make_frames(5)
+        frames[2] = dataclasses.replace(frames[2], data=b"no picture")
+        async with opened(service, decoder=Pictures(), max_in_flight=3, drop_policy=policy) as stream:
+            for frame in frames[:3]:
+                await stream.push(frame)
+            if policy == "reject":
+                for frame in frames[3:]:
+                    await stream.push(frame)
+                held = [(job.frame.data, job.image) for job in stream._waiting if job.error and not job.counted]
+                assert held == [(b"", None)] * 2
+                gate_of(service).opened.set()
+            await until(lambda: stream.num_frames == 2)
+            await stream.end_input()
+            return await read(stream)
+
+    answers = run(scenario())
+    assert ids(answers) == list(range(3 if policy == "block" else 5))
+    assert {answer.frame.data for answer in answers} == {b""}
+
+
 def test_frames_are_counted_as_pictures_are(make_counting: MakeService, make_frames: MakeFrames) -> None:
     service = make_counting()
     run(play(service, make_frames(3)))
@@ -1199,6 +1237,24 @@ def test_a_frame_too_old_when_its_turn_comes_is_told_so_and_the_state_goes_on(
     assert answers[1].age_s >= 100
 
 
+def test_a_frame_too_old_is_not_even_decoded(make_counting: MakeService, make_frames: MakeFrames) -> None:
+    class Never:
+        keeps_state = False
+
+        def decode(self, frame: Frame) -> list[DecodedFrame]:
+            raise AssertionError("was decoded")
+
+        def flush(self) -> list[DecodedFrame]:
+            return []
+
+    async def scenario() -> list[FrameAnswer]:
+        async with opened(make_counting(), decoder=Never(), frame_timeout_s=90) as stream:
+            await stream.push(dataclasses.replace(make_frames(1)[0], arrived_s=time.monotonic() - 100))
+            return await read(stream, 1)
+
+    assert failures(run(scenario())) == [DeadlineExceededError]
+
+
 def test_a_frame_that_grows_too_old_while_another_is_in_the_encoder_is_never_run(
     make_counting: MakeService, make_frames: MakeFrames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1449,6 +1505,86 @@ def test_an_end_after_the_end_of_input_does_not_leave_the_reader_waiting(
                 await read(stream)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("end", [_evict, _close])
+def test_an_end_during_the_last_frame_s_post_processing_does_not_leave_the_reader_waiting(
+    end: Callable[[VideoStream], Coroutine[Any, Any, None]],
+    make_counting: MakeService,
+    make_frames: MakeFrames,
+    probe_head: Any,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(raw: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    service = make_counting(heads={"probe": probe_head(on_postprocess=wait)})
+
+    async def scenario() -> None:
+        async with opened(service, "probe") as stream:
+            await stream.push(make_frames(1)[0])
+            await stream.end_input()
+            reading = asyncio.create_task(read(stream))
+            assert await asyncio.to_thread(begun.wait, 60)
+            await until(lambda: stream._worked_off)
+            await settle()
+            await end(stream)
+            with pytest.raises(PolyheadError):
+                await reading
+
+    try:
+        run(scenario())
+    finally:
+        go_on.set()
+
+
+@pytest.mark.parametrize("end", [_evict, _evict_elsewhere, _close])
+@pytest.mark.parametrize("input_ended", [False, True])
+def test_the_end_can_be_waited_for(
+    end: Callable[[VideoStream], Coroutine[Any, Any, None]],
+    input_ended: bool,
+    make_counting: MakeService,
+    make_frames: MakeFrames,
+) -> None:
+    async def scenario() -> PolyheadError:
+        async with opened(make_counting()) as stream:
+            waiting = asyncio.create_task(stream.wait_ended())
+            await stream.push(make_frames(1)[0])
+            if input_ended:
+                await stream.end_input()
+                await read(stream)
+            else:
+                await read(stream, 1)
+            await settle()
+            assert not waiting.done()
+            await end(stream)
+            found = await waiting
+            assert await stream.wait_ended() is found
+            return found
+
+    assert type(run(scenario())) is (StreamEvictedError if end is _close else UnavailableError)
+
+
+def test_a_stream_is_always_ended_in_its_own_loop(make_counting: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    async def scenario() -> None:
+        async with opened(make_counting()) as stream:
+            end = stream._end
+
+            def note(error: PolyheadError) -> None:
+                threads.append(threading.current_thread())
+                end(error)
+
+            monkeypatch.setattr(stream, "_end", note)
+            await asyncio.to_thread(stream.evict, GONE)
+            await stream.wait_ended()
+            stream.evict(GONE)
+
+    run(scenario())
+    assert set(threads) == {threading.current_thread()}
 
 
 def test_the_first_reason_stays(make_counting: MakeService) -> None:
