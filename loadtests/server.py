@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import httpx
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,18 @@ class RunningServer:
 
 @contextmanager
 def running_server(bundle: str) -> Iterator[RunningServer]:
-    """Start `polyhead serve`, wait until it is ready, and stop it as Ctrl-C does."""
+    """Start `polyhead serve`, wait until it says that it is ready, and stop it as Ctrl-C does."""
     http_port, grpc_port = (str(port) for port in _free_ports(2))
     ports = ["--http-port", http_port, "--grpc-port", grpc_port]
     url = f"http://127.0.0.1:{http_port}"
-    with tempfile.TemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as log:
         command = [sys.executable, "-m", "serving.cli", "serve", "--bundle", bundle, *ports]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            for _ in range(240):
-                try:
-                    if httpx.get(f"{url}/readyz").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(1)
-            else:
-                log.seek(0)
-                raise RuntimeError(f"the server did not get ready:\n{log.read().decode()}")
+            while "\nready" not in (told := Path(log.name).read_text()):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server did not get ready:\n{told}")
+                time.sleep(0.2)
             yield RunningServer(url, f"127.0.0.1:{grpc_port}", process.pid)
         finally:
             process.send_signal(signal.SIGINT)
