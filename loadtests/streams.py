@@ -2,10 +2,9 @@
 
     python -m loadtests.streams --clip CLIP.mp4 --rounds 3
 
-In every round each N runs both arms, one after the other. Shared: one server, N gRPC streams, each with two frames
-under way. Apart: N processes, each with its own encoder and heads in a bare loop, the machine's cores divided among
-them. Every stream is a closed loop (a frame goes when there is room), so the age of a frame is what a client feels
-at full load. Raw figures, machine and commit go to a JSON file under `loadtests/results`.
+In every round each N runs both arms, one after the other. Shared: one server, N gRPC streams. Apart: N processes, each
+with its own encoder and heads in a bare loop, the machine's cores divided among them. In both arms a stream's next frame
+goes when the last one is answered, so both carry the same load, and the age of a frame is what a client feels at it. Raw figures, machine and commit go to a JSON file under `loadtests/results`.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ from serving.protos import segmentation_pb2_grpc as pb_grpc
 from serving.types import PredictOptions
 
 RESULTS = Path(__file__).parent / "results"
-IN_FLIGHT = 2
+IN_FLIGHT = 1
+"""Frames of a stream under way, as in the other arm."""
 
 app = typer.Typer(add_completion=False)
 
