@@ -30,7 +30,7 @@ def running_server(bundle: str) -> Iterator[RunningServer]:
     ports = ["--http-port", http_port, "--grpc-port", grpc_port]
     url = f"http://127.0.0.1:{http_port}"
     with tempfile.NamedTemporaryFile() as log:
-        command = [sys.executable, "-m", "serving.cli", "serve", "--bundle", bundle, *ports]
+        command = [sys.executable, "-m", "serving.cli.main", "serve", "--bundle", bundle, *ports]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             while "\nready" not in (told := Path(log.name).read_text()):

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from decoders.results import Result
+from serving.answers.render import MaskFormat
 from serving.errors import (
     DeadlineExceededError,
     InternalError,
@@ -42,8 +43,7 @@ from serving.errors import (
     TooLargeError,
     UnavailableError,
 )
-from serving.frames import FrameFormat
-from serving.grpc_messages import (
+from serving.gateways.grpc_messages import (
     drop_policy_number,
     frame_format_number,
     options_message,
@@ -52,8 +52,8 @@ from serving.grpc_messages import (
 )
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
-from serving.render import MaskFormat
-from serving.streams import MAX_IN_FLIGHT, DropPolicy
+from serving.streams.frames import FrameFormat
+from serving.streams.stream import MAX_IN_FLIGHT, DropPolicy
 from serving.types import Prediction, PredictOptions, Timing
 
 Picture = bytes | str | Path | Image.Image | NDArray[np.uint8]

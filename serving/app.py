@@ -25,12 +25,13 @@ import grpc
 import torch
 from fastapi import FastAPI
 
-from serving import grpc_gateway
 from serving.config import Settings
 from serving.errors import StartError, UnavailableError
-from serving.grpc_gateway import GrpcContext, GrpcGateway, set_status
-from serving.http_gateway import create_app
-from serving.oip_grpc import OipMethods
+from serving.gateways import grpc_gateway
+from serving.gateways.grpc_gateway import GrpcGateway
+from serving.gateways.http_gateway import create_app
+from serving.grpc_status import GrpcContext, set_status
+from serving.oip.grpc_methods import OipMethods
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.service import create_service
@@ -243,7 +244,7 @@ def application(settings: Settings) -> Application:
     deployment = serve.deployment(
         name="PolyheadDeployment",
         num_replicas=settings.replicas,
-        # Shedding is ours (`serving.admission`, `serving.stream_registry`); these are a back-stop that leaves room for
+        # Shedding is ours (`serving.admission`, `serving.streams.registry`); these are a back-stop that leaves room for
         # /healthz and /metrics. A stream is a request for as long as it lives.
         max_ongoing_requests=4 * settings.max_pictures_inside + 2 * settings.max_streams,
         max_queued_requests=4 * settings.max_pictures_inside,
@@ -304,6 +305,7 @@ def _set_environment(settings: Settings) -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(scratch / "metrics.sock"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's 15 makes the replica give way to everything else on the machine
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(_max_message_bytes(settings)),
         # After a change of replicas, also by a redeploy, an old HAProxy lives on for the calls that it carries; Ray's
         # 120 s would cut the streams among them. Ports of replicas that went would be kept from others as long, so

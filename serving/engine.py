@@ -25,7 +25,7 @@ from decoders.video import StreamDecoder
 from encoders.features import EncoderFeatures
 from encoders.geometry import ImageGeometry
 from encoders.preprocess import pad_with_mean, to_pixels
-from serving.bundles import Bundle, load_bundle
+from serving.bundles.loading import Bundle, load_bundle
 from serving.config import CACHE_DIR
 from serving.errors import (
     EncoderFailedError,

@@ -21,7 +21,7 @@ from serving.errors import DeadlineExceededError, UnavailableError
 from serving.metrics import Metrics
 from serving.pictures import decode_picture
 from serving.runner import PassAnswer, PassRunner
-from serving.stream_registry import StreamRegistry
+from serving.streams.registry import StreamRegistry
 from serving.types import Prediction, PredictOptions, Timing
 
 Value = TypeVar("Value")

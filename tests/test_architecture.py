@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ MODULES = {
 }
 CORE_MODULES = [f"serving.{name}" for name in CORE if f"serving.{name}" in MODULES]
 
+MAY_IMPORT = {
+    "serving.answers": {"serving.answers"},
+    "serving.bundles": {"serving.bundles"},
+    "serving.streams": {"serving.streams"},
+    "serving.oip": {"serving.oip", "serving.answers", "serving.bundles", "serving.streams"},
+    "serving.gateways": {"serving.gateways", "serving.oip", "serving.answers", "serving.bundles", "serving.streams"},
+    "serving.cli": {"serving.cli", "serving.answers", "serving.bundles", "serving.streams", "serving.gateways"},
+}
+"""Of the packages within `serving`, those that each may import; they may all import its modules."""
+
 
 def imports_of(source: str, module: str, *, is_package: bool = False) -> set[str]:
     """Every module that a source names in an import, wherever it stands; `from a import b` gives a and a.b."""
@@ -38,6 +49,7 @@ def imports_of(source: str, module: str, *, is_package: bool = False) -> set[str
     return found
 
 
+@cache
 def module_imports(module: str) -> set[str]:
     path = MODULES[module]
     return imports_of(path.read_text(), module, is_package=path.name == "__init__.py")
@@ -72,6 +84,22 @@ def test_module_opens_with_a_docstring(module: str) -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] in ("encoders", "decoders")])
 def test_encoders_and_decoders_know_no_server(module: str) -> None:
     assert {name.split(".")[0] for name in module_imports(module)}.isdisjoint(FRONT_ENDS)
+
+
+def package_of(module: str) -> str:
+    """The package within `serving` that a module lies in, or an empty text."""
+    return next((package for package in MAY_IMPORT if module == package or module.startswith(f"{package}.")), "")
+
+
+def test_every_package_of_serving_has_its_rule() -> None:
+    packages = {name.rpartition(".")[0] for name in MODULES if name.count(".") == 2 and name.startswith("serving.")}
+    assert packages == MAY_IMPORT.keys() | {"serving.protos"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if package_of(name)])
+def test_packages_of_serving_import_one_way(module: str) -> None:
+    package = package_of(module)
+    assert {package_of(name) for name in module_imports(module)} - {""} <= MAY_IMPORT[package]
 
 
 def test_engine_and_batching_exist() -> None:

@@ -36,8 +36,8 @@ from serving.errors import (
     UnavailableError,
     UnsupportedTaskError,
 )
-from serving.grpc_gateway import set_status
-from serving.grpc_messages import problem_message, segment_response
+from serving.gateways.grpc_messages import segment_response
+from serving.grpc_status import problem_message, set_status
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import add_SegmentationServiceServicer_to_server
 from serving.types import Prediction, PredictOptions, Timing

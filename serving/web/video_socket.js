@@ -1,4 +1,4 @@
-/* The server's WS /video as this page uses it: JPEG frames out, answers in. The protocol: serving/ws_gateway.py. */
+/* The server's WS /video as this page uses it: JPEG frames out, answers in. The protocol: serving/gateways/ws_gateway.py. */
 
 import { readableProblem } from "./api.js";
 

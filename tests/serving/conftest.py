@@ -25,7 +25,7 @@ from encoders.checkpoints import load_encoder
 from encoders.features import EncoderFeatures
 from encoders.geometry import FitGeometry, ImageGeometry
 from encoders.vit import VisionTransformer
-from serving.bundles import Bundle
+from serving.bundles.loading import Bundle
 from serving.config import Settings
 from serving.engine import Engine, PassInput, PassOutput
 from serving.planner import Head

@@ -20,7 +20,7 @@ from decoders.base import DecoderModule, PostprocessOptions
 from decoders.results import DepthResult, PanopticResult, Result
 from encoders.features import EncoderFeatures
 from encoders.geometry import ImageGeometry, InputGeometry, ShortestEdgeGeometry, WindowGeometry
-from serving.bundles import Bundle
+from serving.bundles.loading import Bundle
 from serving.engine import Engine, PassInput, PassOutput, PassReport, count_pass
 from serving.errors import (
     EncoderFailedError,

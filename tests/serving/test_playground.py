@@ -36,8 +36,8 @@ from decoders.results import (
     Segment,
     SemanticResult,
 )
-from serving.http_gateway import create_app
-from serving.render import kind_of, prediction_json, result_json
+from serving.answers.render import kind_of, prediction_json, result_json
+from serving.gateways.http_gateway import create_app
 from serving.service import SegmentationService
 from serving.types import Prediction, Timing
 

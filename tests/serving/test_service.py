@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.bundles import Bundle
+from serving.bundles.loading import Bundle
 from serving.config import Settings
 from serving.errors import (
     DeadlineExceededError,

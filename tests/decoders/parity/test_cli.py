@@ -13,7 +13,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from serving.cli_parity import parity
+from serving.cli.parity import parity
 
 Cases = Any
 """That of conftest.py."""

@@ -1,0 +1,1 @@
+"""Typed results to and from what goes over the wire."""

@@ -1,0 +1,1 @@
+"""Bundle files: their keys, what loading makes of them, and checks without the weights."""

@@ -1,0 +1,1 @@
+"""The command `polyhead`: a module for each group of commands."""
