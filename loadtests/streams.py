@@ -3,8 +3,9 @@
     python -m loadtests.streams --clip CLIP.mp4 --rounds 3
 
 In every round each N runs both arms, one after the other. Shared: one server, N gRPC streams. Apart: N processes, each
-with its own encoder and heads in a bare loop, the machine's cores divided among them. In both arms a stream's next frame
-goes when the last one is answered, so both carry the same load, and the age of a frame is what a client feels at it. Raw figures, machine and commit go to a JSON file under `loadtests/results`.
+with its own encoder and heads in a bare loop, the machine's cores divided among them. In both arms a stream's next
+frame goes when the last one is answered, so both carry the same load, and the age of a frame is what a client feels at
+it. Raw figures, machine and commit go to a JSON file under `loadtests/results`.
 """  # fmt: skip
 
 from __future__ import annotations
