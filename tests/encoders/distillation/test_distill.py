@@ -1,0 +1,126 @@
+"""The distillation loop at small scale: it learns, it can be broken off, and it leaves the teacher alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoders.checkpoints import build_encoder
+from encoders.distillation import distill
+from encoders.distillation.distill import Distillation, DistillationSchedule, token_loss
+from encoders.distillation.student import TINY, new_student, to_hugging_face
+from encoders.vit import VisionTransformer, ViTConfig
+
+SMALL = dataclasses.replace(TINY, embed_dim=32, depth=2, num_heads=1, mlp_dim=32)
+SCHEDULE = DistillationSchedule(
+    steps=30, sides=((32, 0.5, 4), (48, 0.5, 2)), learning_rate=1e-2, warm_up_steps=5, out_indices=(0, 1)
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "TINY", SMALL)
+    monkeypatch.setattr(distill, "new_student", lambda config: new_student(SMALL))
+
+
+@pytest.fixture
+def teacher() -> VisionTransformer:
+    config = ViTConfig("teacher", 48, 2, 1, 16, 32, position_grid=(2, 2))
+    torch.manual_seed(1)
+    teacher = VisionTransformer(config)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return teacher.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+def losses_of(run: Distillation, file: Path) -> list[float]:
+    losses: list[float] = []
+    run.run(lambda step, loss: losses.append(loss), save_to=file, save_every=10)
+    return losses
+
+
+def test_the_student_comes_nearer_to_the_teacher(
+    teacher: VisionTransformer, images: list[Image.Image], tmp_path: Path
+) -> None:
+    losses = losses_of(Distillation(teacher, images, SCHEDULE, CPU), tmp_path / "run.pt")
+    assert len(losses) == SCHEDULE.steps
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_the_teacher_stays_as_it_was(teacher: VisionTransformer, images: list[Image.Image], tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    losses_of(Distillation(teacher, images, SCHEDULE, CPU), tmp_path / "run.pt")
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
+    teacher: VisionTransformer, images: list[Image.Image], tmp_path: Path
+) -> None:
+    whole = Distillation(teacher, images, SCHEDULE, CPU)
+    losses_of(whole, tmp_path / "whole.pt")
+
+    class EnoughError(Exception):
+        pass
+
+    def stop_at_25(step: int, loss: float) -> None:
+        if step == 25:
+            raise EnoughError
+
+    broken = Distillation(teacher, images, SCHEDULE, CPU)
+    with pytest.raises(EnoughError):
+        broken.run(stop_at_25, save_to=tmp_path / "broken.pt", save_every=10)
+    resumed = Distillation(teacher, images, SCHEDULE, CPU)
+    resumed.resume(tmp_path / "broken.pt")
+    assert resumed.step == 20
+    losses_of(resumed, tmp_path / "broken.pt")
+    for name, value in whole.student.state_dict().items():
+        torch.testing.assert_close(resumed.student.state_dict()[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
+    schedule = DistillationSchedule(steps=100, learning_rate=1.0, warm_up_steps=10, decay_part=0.2)
+    rates = [schedule.rate_at(step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:80] == [1.0] * 71
+    assert rates[-1] == pytest.approx(0.05)
+    assert rates[80:] == sorted(rates[80:], reverse=True)
+
+
+def test_the_loss_heeds_the_direction_of_a_token_not_its_size() -> None:
+    wanted = torch.randn(2, 5, 16)
+    same = torch.nn.functional.layer_norm(wanted, (16,))
+    assert token_loss(same, 7 * wanted + 3).item() == pytest.approx(0, abs=1e-4)
+    assert token_loss(-same, wanted).item() > 0.5
+
+
+def test_the_student_survives_the_way_through_published_names(
+    teacher: VisionTransformer, images: list[Image.Image], tmp_path: Path
+) -> None:
+    run = Distillation(teacher, images, SCHEDULE, CPU)
+    losses_of(run, tmp_path / "run.pt")
+    read = build_encoder(to_hugging_face(run.student), revision="test", num_heads=SMALL.num_heads)
+    pixels = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = (encoder(pixels, [1]).tokens(1) for encoder in (run.student, read))
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)  # float16 weights
+    keys = [block.attention.qkv.bias.chunk(3)[1] for block in run.student.blocks]
+    assert all(not key.any() for key in keys)
+
+
+def test_the_student_is_of_dinov3s_shape_and_small_enough_for_the_repository() -> None:
+    student = new_student()
+    assert student.spec.num_prefix_tokens == 5
+    assert student.positions is None
+    assert 2 * sum(p.numel() for p in student.parameters()) < 12 * 2**20  # float16
