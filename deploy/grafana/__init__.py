@@ -1,0 +1,1 @@
+"""The Grafana dashboard, made by code: a module a row; `make dashboards` writes `dashboards/`."""
