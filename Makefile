@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check lint format weights protos bench chromium clean
+.PHONY: help serve test check lint format weights protos dashboards bench chromium prometheus clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -13,7 +13,7 @@ help:  ## Show this list
 serve: $(VENV)/.installed weights  ## Set up what is missing and serve on 127.0.0.1:8000 (HTTP) and :9000 (gRPC)
 	@$(BIN)/polyhead serve
 
-test: $(VENV)/.installed-dev weights chromium  ## Set up what is missing and run all tests
+test: $(VENV)/.installed-dev weights chromium prometheus  ## Set up what is missing and run all tests
 	@$(BIN)/python -m pytest
 
 check: lint test  ## What CI runs: linters, types, tests
@@ -34,6 +34,12 @@ protos: $(VENV)/.installed-dev  ## Make the gRPC stubs anew from serving/protos/
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  serving/protos/segmentation.proto
 
+dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from deploy/grafana
+	@$(BIN)/python -m deploy.grafana
+
+reference: $(VENV)/.installed-dev  ## Write the parts of docs/ that come from the code
+	@$(BIN)/python docs/reference.py
+
 bench: $(VENV)/.installed weights  ## Measure sharing and serving on this machine; writes loadtests/results
 	@$(BIN)/python -m loadtests.sharing
 
@@ -43,6 +49,13 @@ chromium:  # for the playground's test, which skips without it
 	    echo "installing Chromium for the playground's test …"; \
 	    apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null || true; \
 	  else echo "no chromium here: the playground's test will skip"; fi; }
+
+prometheus:  # for the tests of rules and dashboards, which skip without it
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing Prometheus for the tests of rules and dashboards …"; \
+	    apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus >/dev/null || true; \
+	  else echo "no prometheus here: the tests of rules and dashboards will skip"; fi; }
 
 clean:  ## Remove the environment and all caches of this checkout
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
