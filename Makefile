@@ -55,6 +55,7 @@ prometheus:  # for the tests of rules and dashboards, which skip without it
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing Prometheus for the tests of rules and dashboards …"; \
 	    apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus >/dev/null || true; \
+	    systemctl disable --now prometheus 2>/dev/null || true; \
 	  else echo "no prometheus here: the tests of rules and dashboards will skip"; fi; }
 
 clean:  ## Remove the environment and all caches of this checkout

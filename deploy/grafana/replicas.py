@@ -25,12 +25,11 @@ def row() -> Row:
                 Query('max(haproxy_backend_active_servers{proxy="http-polyhead"})', "behind HAProxy"),
             ),
             graph(
-                "Replica starts",
-                "More than you asked for: replicas die. See the alert PolyheadReplicasRestart.",
+                "Replicas of the last half hour",
+                "Many more than there are now: replicas die and are started again.",
                 "short",
                 Query(
-                    f"sum(increase(ray_serve_deployment_replica_starts_total{{{_DEPLOYMENT}}}[$__rate_interval]))",
-                    "starts",
+                    f"count(count_over_time(ray_serve_deployment_replica_starts_total{{{_DEPLOYMENT}}}[30m]))", "seen"
                 ),
             ),
             graph(
