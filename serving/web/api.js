@@ -1,8 +1,6 @@
 /* The server's HTTP API as this page uses it: GET /tasks and POST /segment, and their errors. */
 
-const RETRY_HINT_STATUSES = new Set([429, 503]);
-
-/** A refused or failed request. `problem` has title, detail and remedy (RFC 9457 members), ready to be shown. */
+/** A refused or failed request. `problem` has title, detail and remedy (RFC 9457), and retryAfterS where it is known. */
 export class ProblemError extends Error {
   constructor(problem) {
     super(problem.title);
@@ -13,7 +11,7 @@ export class ProblemError extends Error {
 /** Addresses are relative to the page, so that it also works below a path prefix. */
 const addressOf = (path) => new URL(path, document.baseURI);
 
-/** Keeps the three members the page shows; whatever else came, or didn't, is made sense of here. */
+/** Keeps the members that the page shows; whatever else came, or didn't, is made sense of here. */
 export function readableProblem(body, fallbackTitle) {
   const text = (value) => (typeof value === "string" ? value : "");
   return { title: text(body?.title) || fallbackTitle, detail: text(body?.detail), remedy: text(body?.remedy) };
@@ -23,12 +21,14 @@ async function problemOf(response) {
   const body = await response.json().catch(() => null);
   const problem = readableProblem(body, `The server answered with status ${response.status}`);
   const retryAfterS = Number(response.headers.get("Retry-After"));
-  if (!problem.remedy && RETRY_HINT_STATUSES.has(response.status) && retryAfterS > 0) {
-    problem.remedy = `Try again in ${retryAfterS} ${retryAfterS === 1 ? "second" : "seconds"}.`;
+  if (retryAfterS > 0) {
+    problem.retryAfterS = retryAfterS;
+    problem.remedy = `The server expects to have room in ${retryAfterS} ${retryAfterS === 1 ? "second" : "seconds"}.`;
   }
   return problem;
 }
 
+/** The response to a request that was accepted. Throws a ProblemError for every other one. */
 async function ask(url, options) {
   let response;
   try {
@@ -42,8 +42,13 @@ async function ask(url, options) {
     });
   }
   if (!response.ok) throw new ProblemError(await problemOf(response));
+  return response;
+}
+
+/** What `read()` reads from a response. */
+async function whole(read) {
   try {
-    return await response.json();
+    return await read();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ProblemError({
@@ -55,31 +60,53 @@ async function ask(url, options) {
 }
 
 /** What the server has loaded: bundle, encoder, default_tasks, tasks. */
-export const fetchTasks = () => ask(addressOf("tasks"));
+export async function fetchTasks() {
+  const response = await ask(addressOf("tasks"));
+  return whole(() => response.json());
+}
 
-const segmentUrl = (taskNames) =>
-  addressOf(`segment?tasks=${taskNames.map(encodeURIComponent).join(",")}&format=json`);
+/** Where a request goes: { tasks, format, options }, options by their names in the API, only those that are set. */
+function segmentUrl({ tasks, format = "json", options }) {
+  const set = Object.entries(options).map(([name, value]) => `&${name}=${value}`);
+  return addressOf(`segment?tasks=${tasks.map(encodeURIComponent).join(",")}&format=${format}${set.join("")}`);
+}
 
 /** Media type of the upload; a file without a known ending has none. */
 const contentType = (file) => file.type || "application/octet-stream";
 
-/** Sends one picture, as it is, to the named tasks. */
-export function segment(file, taskNames, signal) {
-  return ask(segmentUrl(taskNames), {
-    method: "POST",
-    headers: { "Content-Type": contentType(file) },
-    body: file,
-    signal,
-  });
+const post = (file, asked, signal) =>
+  ask(segmentUrl(asked), { method: "POST", headers: { "Content-Type": contentType(file) }, body: file, signal });
+
+/** Sends one picture, as it is, to the tasks of `asked`: { tasks, options }. */
+export async function segment(file, asked, signal) {
+  const response = await post(file, asked, signal);
+  return whole(() => response.json());
+}
+
+/** The same in another format, `asked.format`, as a Blob. */
+export async function segmentAs(file, asked) {
+  const response = await post(file, asked);
+  return whole(() => response.blob());
 }
 
 const shellQuote = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
 
-/** The very request of `segment`, as a command line. */
-export function curlCommand(file, taskNames) {
+/** The very request of `segment` or `segmentAs`, as a command line that writes `out`. */
+export function curlCommand(file, asked, out) {
   return [
-    `curl -X POST ${shellQuote(segmentUrl(taskNames).href)}`,
+    `curl -X POST ${shellQuote(segmentUrl(asked).href)}`,
     `  -H ${shellQuote(`Content-Type: ${contentType(file)}`)}`,
     `  --data-binary ${shellQuote(`@${file.name}`)}`,
+    `  -o ${shellQuote(out)}`,
+  ].join(" \\\n");
+}
+
+/** The command line that runs the tasks on a whole clip. */
+export function clipCommand(file, tasks) {
+  return [
+    `polyhead video ${shellQuote(file.name)}`,
+    `  --tasks ${tasks.join(",")}`,
+    `  --url ${shellQuote(addressOf(".").href.replace(/\/$/, ""))}`,
+    "  --out annotated.mp4",
   ].join(" \\\n");
 }

@@ -2,31 +2,33 @@
  * The playground page: takes a photo, a clip or the camera and a choice of tasks, asks the server, and shows what it
  * answers.
  *
- *   file_input.js     chosen, pasted, dropped files      view_switch.js   which view is on show
- *   api.js            requests and their errors          stage.js         the photo and its overlays
- *   rle.js, png16.js  mask and depth decoding            findings.js      legends, lists and numbers
- *   *_layer.js        one task's result over a picture   timing.js        the timing panel
- *
- *   video_player.js   a live video's buttons and numbers
- *   video_source.js   the clip or the camera             live_video.js    frames out, answers in
- *   video_socket.js   the server's WS /video             video_view.js    frames and their overlays
+ *   api.js    requests and their errors
+ *   page/     the page's own: elements, problems, theme, shortcuts, files that come in
+ *   layers/   masks, depth and features from an answer to pixels
+ *   stage/    the photo under its overlays, and which view is on show
+ *   panels/   the cards: legends and numbers, timing, options, what to take away
+ *   video/    clips and the camera: frames out, answers in, overlays on the very frame
  */
 
-import { curlCommand, fetchTasks, ProblemError, readableProblem, segment } from "./api.js";
-import { el, icon, problemCard, titleOf } from "./dom.js";
-import { isVideo, listenForFiles } from "./file_input.js";
-import { findingCards } from "./findings.js";
-import { layerOf } from "./layers.js";
-import { percent } from "./segment_layer.js";
-import { Stage } from "./stage.js";
-import { formatMs, timingPanel } from "./timing.js";
-import { VideoPlayer } from "./video_player.js";
-import { VideoSource } from "./video_source.js";
-import { BARE_VIEW, ViewSwitch } from "./view_switch.js";
+import { fetchTasks, ProblemError, readableProblem, segment } from "./api.js";
+import { layerOf } from "./layers/layers.js";
+import { percent } from "./layers/segment_layer.js";
+import { el, icon, titleOf } from "./page/dom.js";
+import { isVideo, listenForFiles } from "./page/file_input.js";
+import { problemCard } from "./page/problem.js";
+import { listenForShortcuts } from "./page/shortcuts.js";
+import { toggleTheme } from "./page/theme.js";
+import { findingCards } from "./panels/findings.js";
+import { OptionsPanel } from "./panels/options.js";
+import { TakeAway } from "./panels/take_away.js";
+import { formatMs, timingPanel } from "./panels/timing.js";
+import { PROBE_MOVES, Stage } from "./stage/stage.js";
+import { BARE_VIEW, ViewSwitch } from "./stage/view_switch.js";
+import { VideoPlayer } from "./video/video_player.js";
+import { VideoSource } from "./video/video_source.js";
 
 const RECONNECT_MS = 4000;
 const SETTLE_MS = 250; // several chips in a row make one request
-const COPIED_MS = 1600;
 const WIDE = window.matchMedia("(min-width: 62rem)");
 const LAYER_KINDS = new Set(["panoptic", "semantic", "instance", "depth", "dense_embedding"]);
 const NO_TASK = { title: "Choose at least one task" };
@@ -37,9 +39,8 @@ const state = {
   tasks: [], // as GET /tasks lists them
   chosen: new Set(), // task names
   photo: null, // { file, bitmap, width, height }
-  answer: null,
   views: [],
-  rows: new Map(), // segment → legend row
+  rows: new Map(), // segment → its row in the legend, and that row's button
   request: null, // AbortController of the request under way
 };
 
@@ -58,7 +59,18 @@ const player = new VideoPlayer({
   clearProblem: clearNotice,
   labelsOf,
   shownViews: videoViews,
+  onAnswer: (answer, file) => {
+    takeAway.offerVideo(file, answer, chosenTasks());
+    takeAway.hasPicture = true;
+  },
 });
+const takeAway = new TakeAway({
+  announce,
+  showProblem: showNotice,
+  clearProblem: clearNotice,
+  toPicture: () => (player.isOpen ? player.toPicture() : stage.toPicture()),
+});
+const options = new OptionsPanel({ button: byId("show-options"), panel: byId("options"), onChange: runSoon });
 
 /* ---- The server and its tasks ---- */
 
@@ -189,9 +201,10 @@ async function run() {
   state.request?.abort();
   state.request = null;
   clearNotice();
-  const tasks = chosenTasks();
+  const asked = { tasks: chosenTasks(), options: options.values };
+  const { tasks } = asked;
   if (player.isOpen) {
-    player.setTasks(tasks);
+    player.ask(asked);
     showViews();
     if (tasks.length === 0) showNotice(state.tasks.length ? NO_TASK : NO_SERVER_YET);
     return;
@@ -208,11 +221,11 @@ async function run() {
   setWaiting(true);
   const startedMs = performance.now();
   try {
-    const answer = await segment(photo.file, tasks, request.signal);
+    const answer = await segment(photo.file, asked, request.signal);
     const roundTripMs = performance.now() - startedMs;
     const answered = await viewsOf(answer, tasks);
     if (state.request !== request) return; // a newer photo or choice has taken over
-    showAnswer(answer, answered, tasks, roundTripMs);
+    showAnswer(answer, answered, asked, roundTripMs);
   } catch (error) {
     if (error.name === "AbortError" || state.request !== request) return;
     if (!(error instanceof ProblemError)) throw error;
@@ -277,18 +290,16 @@ async function viewsOf(answer, tasks) {
   return found;
 }
 
-function showAnswer(answer, answered, tasks, roundTripMs) {
-  state.answer = answer;
+function showAnswer(answer, answered, asked, roundTripMs) {
   state.views = answered;
   const findings = findingCards(answered, answer.results, stage);
   state.rows = findings.rows;
   byId("workbench").classList.add("has-answer");
   byId("workbench").classList.remove("is-stale");
   byId("findings").replaceChildren(...findings.cards);
-  byId("timing-body").replaceChildren(...timingPanel(answer, Object.keys(answer.results), roundTripMs));
+  byId("timing-body").replaceChildren(...timingPanel(answer, roundTripMs));
   byId("timing").hidden = false;
-  byId("curl").textContent = curlCommand(state.photo.file, tasks);
-  byId("take-away").hidden = false;
+  takeAway.offerPhoto(state.photo.file, answer, asked);
   showViews();
   const found = answered.filter((view) => view.layer).map((view) => `${view.title}: ${view.layer.summary}`);
   for (const [task, { classes }] of Object.entries(answer.results)) {
@@ -319,56 +330,15 @@ function videoViews() {
 function showPanes() {
   const all = [{ key: BARE_VIEW, title: "Photo", layer: null, problem: null }, ...state.views];
   stage.show(state.photo, all, views.keys);
-  byId("download-png").disabled = !all.some((view) => views.keys.includes(view.key) && view.layer);
+  takeAway.hasPicture = all.some((view) => views.keys.includes(view.key) && view.layer);
 }
 
 function markRows(segment, pinned) {
-  for (const [candidate, row] of state.rows) {
+  for (const [candidate, { row, button }] of state.rows) {
     row.classList.toggle("is-lit", candidate === segment);
-    row.setAttribute("aria-pressed", String(candidate === pinned));
+    row.classList.toggle("is-pinned", candidate === pinned);
+    button.setAttribute("aria-pressed", String(candidate === pinned));
   }
-}
-
-/* ---- Taking away ---- */
-
-function download(blob, name) {
-  const url = URL.createObjectURL(blob);
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
-}
-
-const baseName = () => state.photo.file.name.replace(/\.[^.]+$/, "") || "photo";
-
-async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Without HTTPS, beyond localhost, browsers only offer the old way.
-  const area = el("textarea", { class: "visually-hidden" });
-  area.value = text;
-  document.body.append(area);
-  area.select();
-  document.execCommand("copy");
-  area.remove();
-  return undefined;
-}
-
-function listenForTakeAway() {
-  byId("download-json").addEventListener("click", () => {
-    const text = JSON.stringify(state.answer, null, 2);
-    download(new Blob([text], { type: "application/json" }), `${baseName()}.polyhead.json`);
-  });
-  byId("download-png").addEventListener("click", () => {
-    stage.toPicture().toBlob((blob) => download(blob, `${baseName()}.polyhead.png`), "image/png");
-  });
-  const copy = byId("copy-curl");
-  copy.addEventListener("click", async () => {
-    await copyText(byId("curl").textContent);
-    const label = copy.querySelector("span");
-    label.textContent = "Copied";
-    announce("Copied");
-    setTimeout(() => {
-      label.textContent = "Copy as curl";
-    }, COPIED_MS);
-  });
 }
 
 WIDE.addEventListener("change", () => {
@@ -386,5 +356,14 @@ listenForFiles({
 for (const button of document.querySelectorAll("[data-action=camera]")) {
   button.addEventListener("click", () => takeVideo(VideoSource.fromCamera));
 }
-listenForTakeAway();
+listenForShortcuts([
+  { keys: ["o"], says: "Open a photo or a clip", act: () => byId("file-input").click() },
+  { keys: ["c"], says: "Use the camera", act: () => takeVideo(VideoSource.fromCamera) },
+  { keys: ["p"], says: "Play or pause the video", act: () => player.isOpen && player.toggle() },
+  { keys: ["1", "2", "3", "4", "5", "6", "7", "8", "9"], says: "Show this view", act: (key) => views.choose(key - 1) },
+  { keys: ["a"], says: "Options", act: () => byId("workbench").hidden || options.toggle() },
+  { keys: ["t"], says: "Light or dark", act: toggleTheme },
+  { keys: Object.keys(PROBE_MOVES), says: "On a picture: move the probe" },
+  { keys: ["Escape"], says: "Let go of the probe and of a held segment" },
+]);
 connect();

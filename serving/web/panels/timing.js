@@ -1,6 +1,6 @@
 /* The timing panel: each stage's time as a waterfall, and what sharing the encoder saved in this very answer. */
 
-import { el, setVars, titleOf } from "./dom.js";
+import { el, setVars, titleOf } from "../page/dom.js";
 
 /** 0.42 → "0.4 ms", 1090 → "1,090 ms". */
 export function formatMs(ms) {
@@ -36,7 +36,7 @@ function sharingOf(timing, tasks) {
   const headsMs = timed.reduce((sum, task) => sum + timing.heads_ms[task], 0);
   const togetherMs = timing.encoder_ms + headsMs;
   const apartMs = onePassMs(timing) * timed.length + headsMs;
-  return { tasks: timed, togetherMs, apartMs, ratio: apartMs / togetherMs };
+  return { tasks: timed, togetherMs, apartMs, savedMs: apartMs - togetherMs, ratio: apartMs / togetherMs };
 }
 
 const tint = (key, headIndex) => (key === "head" ? `head-${headIndex % 4}` : key);
@@ -104,21 +104,32 @@ function comparison(timing, sharing) {
       el("span", { text: `${passes} for ${sharing.tasks.length} tasks: ` }),
       el("strong", { text: formatMs(sharing.togetherMs) }),
       el("span", { text: ` instead of ${formatMs(sharing.apartMs)} ` }),
-      el("span", { class: "ratio", text: `${sharing.ratio.toFixed(1)}×` }),
+      el("span", {
+        class: "ratio",
+        text: `${sharing.ratio.toFixed(2)}× · ${formatMs(sharing.savedMs)} saved`,
+      }),
     ),
     row("Shared", together, sharing.togetherMs),
     row("Apart", apart, sharing.apartMs),
-    el("p", {
-      class: "hint",
-      text: "Computed from this answer’s measured stage times. Apart: every task pays for its own encoder pass.",
-    }),
+    el("p", { class: "hint", text: explained(timing, sharing) }),
   );
 }
 
-/** The whole panel for one answer; `tasks` are those that succeeded, `roundTripMs` what the browser saw. */
-export function timingPanel(answer, tasks, roundTripMs) {
+/** What "apart" stands for: nobody ran it. */
+function explained({ encoder_passes: passes, batch_size: pictures }, { tasks }) {
+  const own = passes === 1 ? "the encoder" : "one of the encoder passes";
+  const batch =
+    pictures > 1 ? ` ${pictures} pictures shared this pass; the times are those of the whole batch.` : "";
+  return (
+    "Shared was measured. Apart was not run: it is computed from this request’s own times, as if each of the " +
+    `${tasks.length} tasks ran ${own} again before its head.${batch}`
+  );
+}
+
+/** The whole panel for one answer; `roundTripMs` is what the browser saw. */
+export function timingPanel(answer, roundTripMs) {
   const { timing } = answer;
-  const sharing = sharingOf(timing, tasks);
+  const sharing = sharingOf(timing, Object.keys(answer.results));
   const facts = [
     ["Seen from this browser", formatMs(roundTripMs)],
     ["Encoder passes", String(timing.encoder_passes)],
@@ -126,7 +137,9 @@ export function timingPanel(answer, tasks, roundTripMs) {
     ...(answer.request_id ? [["Request", answer.request_id]] : []), // frames of a stream have none
   ];
   return [
-    ...(sharing ? [comparison(timing, sharing)] : []),
+    sharing
+      ? comparison(timing, sharing)
+      : el("p", { class: "hint", text: "Choose two tasks or more to see what sharing the encoder saves." }),
     waterfall(timing),
     el(
       "dl",

@@ -1,8 +1,8 @@
 /* Where moving pictures come from: a clip or the camera, as a <video> that tells of each new frame. */
 
-import { ProblemError } from "./api.js";
-import { fit, makeCanvas, resize } from "./canvas.js";
-import { el } from "./dom.js";
+import { ProblemError } from "../api.js";
+import { fit, makeCanvas, resize } from "../layers/canvas.js";
+import { el } from "../page/dom.js";
 
 const JPEG_QUALITY = 0.85;
 const SHOWN_MAX_SIDE = 1280;
@@ -52,9 +52,9 @@ export class VideoSource {
   /** Called when a clip is over (null), or with the problem that ended it. */
   onEnd = () => {};
 
-  constructor(name, isCamera) {
-    this.name = name;
-    this.isCamera = isCamera;
+  /** `file` is the clip's; null for the camera. */
+  constructor(file) {
+    this.file = file;
     this.#video = el("video", { class: "visually-hidden", muted: true, playsinline: true, "aria-hidden": "true" });
     this.#video.muted = true; // the attribute alone does not do it
     this.#video.addEventListener("ended", () => this.onEnd(null));
@@ -65,7 +65,7 @@ export class VideoSource {
 
   /** A clip, at its first frame. Throws a ProblemError if it can't be played. */
   static async fromClip(file) {
-    const source = new VideoSource(file.name, false);
+    const source = new VideoSource(file);
     source.#clipUrl = URL.createObjectURL(file);
     source.#video.src = source.#clipUrl;
     try {
@@ -83,7 +83,7 @@ export class VideoSource {
 
   /** The camera, switched on. Throws a ProblemError if there is none, or it is not allowed. */
   static async fromCamera() {
-    const source = new VideoSource("camera", true);
+    const source = new VideoSource(null);
     try {
       await source.#switchOn();
     } catch (error) {
@@ -91,6 +91,10 @@ export class VideoSource {
       throw error;
     }
     return source;
+  }
+
+  get isCamera() {
+    return this.file === null;
   }
 
   get width() {

@@ -3,7 +3,7 @@
  * is handed on together with the very frame that it belongs to.
  */
 
-import { ProblemError } from "./api.js";
+import { ProblemError } from "../api.js";
 import { VideoSocket } from "./video_socket.js";
 
 const IN_FLIGHT = 2; // one before the encoder, one on its way
@@ -11,7 +11,7 @@ const SLOW_MS = 500; // beyond it, a second frame on its way would only grow old
 
 export class LiveVideo {
   #hooks;
-  #tasks = [];
+  #asked = { tasks: [], options: {} };
   #socket = null;
   #inFlight = new Map(); // frame id → { bitmap, capturedMs }
   #sent = 0;
@@ -41,10 +41,10 @@ export class LiveVideo {
     source.onEnd = (problem) => (problem ? this.#fail(problem) : this.#setState("ended"));
   }
 
-  /** Asks these from now on. If they are others than before, the stream's state begins anew. */
-  setTasks(tasks) {
-    if (tasks.join() === this.#tasks.join()) return;
-    this.#tasks = tasks;
+  /** Asks this, { tasks, options }, from now on. If it is other than before, the stream's state begins anew. */
+  ask(asked) {
+    if (JSON.stringify(asked) === JSON.stringify(this.#asked)) return;
+    this.#asked = asked;
     this.#hangUp();
     this.#isFresh = true; // also a frame that stands still is asked again
     this.#offer();
@@ -94,7 +94,7 @@ export class LiveVideo {
 
   /** Sends the frame on show, if there is a new one, and room for it. */
   async #offer() {
-    if (this.#tasks.length === 0 || this.state === "stopped" || this.state === "failed") return;
+    if (this.#asked.tasks.length === 0 || this.state === "stopped" || this.state === "failed") return;
     const room = this.#latencyMs > SLOW_MS ? 1 : IN_FLIGHT;
     if (!this.#isFresh || this.#isGrabbing || this.#inFlight.size >= room) return;
     if (!this.#socket) this.#call();
@@ -121,8 +121,9 @@ export class LiveVideo {
   }
 
   #call() {
+    const { tasks, options } = this.#asked;
     this.#socket = new VideoSocket(
-      { tasks: this.#tasks, drop_policy: "latest", max_in_flight: IN_FLIGHT },
+      { tasks, ...options, drop_policy: "latest", max_in_flight: IN_FLIGHT },
       {
         onStart: () => this.#offer(),
         onAnswer: (answer) => {

@@ -1,12 +1,12 @@
 /* The page around a live video: its buttons, its numbers, and what they do to the loop in live_video.js. */
 
-import { readableProblem } from "./api.js";
-import { el, icon, titleOf } from "./dom.js";
+import { readableProblem } from "../api.js";
+import { layerOf } from "../layers/layers.js";
+import { el, icon, titleOf } from "../page/dom.js";
+import { liveCards } from "../panels/live_findings.js";
+import { formatMs, timingPanel } from "../panels/timing.js";
 import { FrameRate } from "./frame_rate.js";
-import { layerOf } from "./layers.js";
-import { liveCards } from "./live_findings.js";
 import { LiveVideo } from "./live_video.js";
-import { formatMs, timingPanel } from "./timing.js";
 import { VideoView } from "./video_view.js";
 
 const TELL_MS = 250; // numbers that change faster can't be read
@@ -44,11 +44,11 @@ export class VideoPlayer {
 
   /**
    * `announce(text)` speaks to screen readers, `showProblem(problem, onRetry)`, `clearProblem()`, `labelsOf(task)`,
-   * `shownViews()` are the views to show, [{ key, title }].
+   * `shownViews()` are the views to show, [{ key, title }], `onAnswer(answer, file)` now and then, with the clip's file.
    */
   constructor(page) {
     this.#page = page;
-    byId("play").addEventListener("click", () => this.#toggle());
+    byId("play").addEventListener("click", () => this.toggle());
     byId("stop").addEventListener("click", () => this.#live.stop());
     byId("seek").addEventListener("input", () => {
       this.#live.source.position = Number(byId("seek").value);
@@ -69,7 +69,7 @@ export class VideoPlayer {
     return this.#live.source.isCamera ? "Camera" : "Clip";
   }
 
-  /** Plays a source from now on; `setTasks` and `showViews` follow. */
+  /** Plays a source from now on; `ask` and `showViews` follow. */
   open(source) {
     this.close();
     const live = new LiveVideo(source, {
@@ -91,8 +91,14 @@ export class VideoPlayer {
     this.#play();
   }
 
-  setTasks(tasks) {
-    this.#live.setTasks(tasks);
+  /** Asks this, { tasks, options }, from now on. */
+  ask(asked) {
+    this.#live.ask(asked);
+  }
+
+  /** A canvas of what is shown; null before the first answer. */
+  toPicture() {
+    return this.#view.toPicture();
   }
 
   showViews() {
@@ -124,7 +130,8 @@ export class VideoPlayer {
     this.#live.play();
   }
 
-  #toggle() {
+  /** Plays what is paused, and the other way round. */
+  toggle() {
     if (this.#live.state === "playing") this.#live.pause();
     else this.#play();
   }
@@ -184,7 +191,8 @@ export class VideoPlayer {
     const { perSecond, latencyMs } = this.#rate;
     byId("live-rate").textContent = perSecond === null ? "–" : perSecond.toFixed(perSecond < 9.95 ? 1 : 0);
     byId("live-latency").textContent = latencyMs === null ? "–" : formatMs(latencyMs);
-    byId("live-skipped").textContent = String(this.#skipped + this.#dropped);
+    byId("live-skipped").textContent = String(this.#skipped);
+    byId("live-dropped").textContent = String(this.#dropped);
     byId("seek").value = source.position;
     byId("clock").textContent = source.isCamera
       ? ""
@@ -193,9 +201,10 @@ export class VideoPlayer {
     const { answer } = this.#last;
     this.#last.isTold = true;
     this.#view.describe(answer.errors ?? {});
+    this.#page.onAnswer(answer, source.file);
     byId("findings").replaceChildren(...liveCards(answer.results ?? {}, this.#layers));
     if (this.#told++ % TIMING_EVERY === 0 && answer.timing) {
-      byId("timing-body").replaceChildren(...timingPanel(answer, Object.keys(answer.results), this.#last.latencyMs));
+      byId("timing-body").replaceChildren(...timingPanel(answer, this.#last.latencyMs));
       byId("timing").hidden = false;
     }
   }

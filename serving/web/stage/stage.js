@@ -3,16 +3,19 @@
  * All panes share one probe (pointer or arrow keys) and one spotlit segment, so that views can be read together.
  */
 
-import { fit, makeCanvas } from "./canvas.js";
-import { DepthLayer, depthRamp } from "./depth_layer.js";
-import { el, opacitySlider, problemCard, setVars } from "./dom.js";
-import { SegmentLayer } from "./segment_layer.js";
+import { fit, makeCanvas } from "../layers/canvas.js";
+import { DepthLayer } from "../layers/depth_layer.js";
+import { SegmentLayer } from "../layers/segment_layer.js";
+import { el, setVars } from "../page/dom.js";
+import { problemCard } from "../page/problem.js";
+import { DepthBar } from "./depth_bar.js";
+import { opacitySlider } from "./opacity_slider.js";
 
 const SHOWN_MAX_SIDE = 1600;
 const SPOTLIGHT_MAX_SIDE = 960; // redrawn as the pointer moves
 const SAVED_MAX_SIDE = 4096;
 const PROBE_STEP = 0.02;
-const PROBE_MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+export const PROBE_MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 function drawPhoto(canvas, photo) {
   const context = canvas.getContext("2d");
@@ -37,23 +40,23 @@ export class Stage {
     this.#announce = announce;
     this.#onSpotlight = onSpotlight;
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.clear();
+      if (event.key === "Escape" && !document.querySelector("dialog[open]")) this.clear();
     });
   }
 
   /**
    * Shows `keys` of the views. A view is { key, title, layer, problem }: the bare photo has neither layer nor
-   * problem. All views' layers answer the probe, shown or not.
+   * problem. All views' layers answer the probe, shown or not. A held segment stays so while its layer is there.
    */
   show(photo, views, keys) {
     this.#photo = photo;
     this.#views = views;
     this.#spotlit = null;
-    this.#pinned = null;
+    if (!views.some(({ layer }) => layer === this.#pinned?.layer)) this.#pinned = null;
     this.#panes = views.filter((view) => keys.includes(view.key)).map((view) => this.#makePane(view));
     this.#root.replaceChildren(...this.#panes.map((pane) => pane.figure));
     setVars(this.#root, { aspect: photo.width / photo.height });
-    this.#onSpotlight(null, null);
+    this.#drawSpotlight(null);
   }
 
   /** Spotlights a segment in every pane, until the next call; null ends it and the pinned one returns. */
@@ -67,6 +70,16 @@ export class Stage {
     const same = target && this.#pinned?.segment === target.segment;
     this.#pinned = same ? null : target;
     this.#spotlit = this.#pinned;
+    this.#drawSpotlight(null);
+  }
+
+  /** Takes these segments out of a view's layer, and brings all its others back. */
+  hide(key, segments) {
+    const { layer } = this.#views.find((view) => view.key === key);
+    layer.hide(segments);
+    for (const { view, overlay } of this.#panes) if (view.key === key) layer.paint(overlay);
+    if (segments.has(this.#pinned?.segment)) this.#pinned = null;
+    if (segments.has(this.#spotlit?.segment)) this.#spotlit = null;
     this.#drawSpotlight(null);
   }
 
@@ -127,42 +140,28 @@ export class Stage {
       base,
     );
     if (view.layer) {
-      const overlay = makeCanvas(size, "overlay");
-      view.layer.paint(overlay);
-      overlay.style.opacity = this.#opacityOf(view);
-      frame.append(overlay);
-      heading.append(el("span", { class: "summary", text: view.layer.summary }), this.#makeSlider(view, overlay));
+      pane.overlay = makeCanvas(size, "overlay");
+      view.layer.paint(pane.overlay);
+      pane.overlay.style.opacity = this.#opacityOf(view);
+      frame.append(pane.overlay);
+      heading.append(el("span", { class: "summary", text: view.layer.summary }), this.#makeSlider(pane));
     }
     frame.append(pane.spot, pane.cross, pane.readout);
     figure.append(el("div", { class: "frame-holder" }, frame));
-    if (view.layer instanceof DepthLayer) figure.append(this.#makeDepthBar(pane));
+    if (view.layer instanceof DepthLayer) {
+      pane.depthBar = new DepthBar();
+      pane.depthBar.show(view.layer);
+      figure.append(pane.depthBar.element);
+    }
     this.#listen(frame, pane);
     return pane;
   }
 
-  #makeSlider(view, overlay) {
+  #makeSlider({ view, overlay }) {
     return opacitySlider(view.title, this.#opacityOf(view), (opacity) => {
       this.#opacities.set(view.key, opacity);
       overlay.style.opacity = opacity;
     });
-  }
-
-  #makeDepthBar(pane) {
-    const { layer } = pane.view;
-    pane.marker = el("div", { class: "marker", hidden: true });
-    const tick = (text, place, edge = "") => setVars(el("span", { class: `tick ${edge}`, text }), { at: place });
-    return el(
-      "div",
-      { class: "depth-bar", role: "img", "aria-label": `Colour scale, near to far: ${layer.summary}` },
-      el("div", { class: "ramp-holder" }, depthRamp(), pane.marker),
-      el(
-        "div",
-        { class: "ticks" },
-        tick(layer.format(layer.min), 0, "first"),
-        ...layer.ticks().map(({ depth, place }) => tick(String(Number(depth.toPrecision(2))), place)),
-        tick(layer.format(layer.max), 1, "last"),
-      ),
-    );
   }
 
   #listen(frame, pane) {
@@ -222,18 +221,10 @@ export class Stage {
           pane.readout.replaceChildren(...lines.map((text) => el("span", { text })));
         }
       }
-      if (pane.marker) this.#moveMarker(pane, point);
+      pane.depthBar?.mark(point && pane.view.layer.at(point.u, point.v));
     }
     this.#spotlit = point && source ? this.#segmentAt(point.u, point.v, source) : null;
     this.#drawSpotlight(source);
-  }
-
-  #moveMarker({ marker, view: { layer } }, point) {
-    const depth = point ? layer.at(point.u, point.v) : null;
-    marker.hidden = depth === null;
-    if (depth === null) return;
-    marker.textContent = layer.format(depth);
-    setVars(marker, { at: layer.place(depth) });
   }
 
   /** Draws where it changed. A pane without segments isn't shaded under its own probe: there, colours are read. */

@@ -1,6 +1,6 @@
 /* The server's WS /video as this page uses it: JPEG frames out, answers in. The protocol: serving/gateways/ws_gateway.py. */
 
-import { readableProblem } from "./api.js";
+import { readableProblem } from "../api.js";
 
 const HEADER_BYTES = 16;
 const LOST = {

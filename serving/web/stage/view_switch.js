@@ -1,6 +1,6 @@
 /* The row of radios that chooses what the stage shows: the bare picture, one task, or all tasks side by side. */
 
-import { el } from "./dom.js";
+import { el } from "../page/dom.js";
 
 export const BARE_VIEW = "(bare)"; // no task has such names
 const ALL_VIEWS = "(all)";
@@ -40,6 +40,11 @@ export class ViewSwitch {
     this.#root.replaceChildren(this.#root.querySelector("legend"), ...radios);
     this.#root.hidden = options.length < 2;
     if (focused) this.#root.querySelector(":checked").focus();
+  }
+
+  /** Shows the view with this number, counted from 0, if there is one. */
+  choose(number) {
+    this.#root.querySelectorAll("input")[number]?.click();
   }
 
   /** The keys of the views to show now. */

@@ -28,9 +28,22 @@ export class SegmentLayer {
     // Instances come best first and stay so; a map's segments are listed by size.
     const items = instances ?? [...segments].sort((a, b) => b.area - a.area);
     this.segments = describe(items, labels ?? [], width * height);
-    this.map = new Uint16Array(width * height); // column-major like the masks; 0 = nothing, else index + 1
+    this.hidden = new Set();
+    this.#map();
+  }
+
+  /** Takes these segments out of the layer, and brings all others back. */
+  hide(segments) {
+    this.hidden = new Set(segments);
+    this.#map();
+  }
+
+  #map() {
+    this.map = new Uint16Array(this.width * this.height); // column-major like the masks; 0 = nothing, else index + 1
     // Instances may overlap: the best is painted last.
-    [...this.segments].reverse().forEach((segment) => paintRle(segment.counts, this.map, segment.index + 1));
+    for (const segment of [...this.segments].reverse()) {
+      if (!this.hidden.has(segment)) paintRle(segment.counts, this.map, segment.index + 1);
+    }
     this.sampled = { width: 0, height: 0, map: null };
   }
 
@@ -40,7 +53,7 @@ export class SegmentLayer {
     return `${n} ${n === 1 ? one : many}`;
   }
 
-  /** The segment at a point, u and v in [0, 1) from the top left; null where there is none. */
+  /** The segment on show at a point, u and v in [0, 1) from the top left; null where there is none. */
   at(u, v) {
     const x = Math.floor(u * this.width);
     const y = Math.floor(v * this.height);

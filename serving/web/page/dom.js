@@ -39,33 +39,3 @@ export function titleOf(taskName) {
   const words = taskName.replaceAll(/[_-]+/g, " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
-
-/** An error as a card: what happened, why, and what to do about it. */
-export function problemCard(problem, { level = 2, onRetry = null } = {}) {
-  return el(
-    "div",
-    { class: "problem", role: "alert" },
-    icon("alert"),
-    el(
-      "div",
-      {},
-      el(`h${level}`, { text: problem.title }),
-      problem.detail ? el("p", { text: problem.detail }) : null,
-      problem.remedy ? el("p", { class: "remedy", text: problem.remedy }) : null,
-      onRetry ? el("button", { type: "button", class: "button", text: "Try again", onclick: onRetry }) : null,
-    ),
-  );
-}
-
-/** A slider for how much an overlay covers; `onInput(opacity)`, opacity in [0, 1]. */
-export function opacitySlider(title, opacity, onInput) {
-  const slider = el("input", {
-    type: "range",
-    min: "0",
-    max: "100",
-    value: Math.round(opacity * 100),
-    "aria-label": `${title} opacity`,
-    oninput: () => onInput(slider.value / 100),
-  });
-  return el("label", { class: "opacity" }, el("span", { text: "Opacity" }), slider);
-}

@@ -2,10 +2,9 @@
 
 import { makeCanvas } from "./canvas.js";
 import { cssColor, depthColor, pixel } from "./colors.js";
+import { depthTicks } from "./depth_scale.js";
 import { bytesFromBase64, decodePng16 } from "./png16.js";
 
-const NICE_STEPS = [1, 2, 5];
-const MAX_TICKS = 5;
 const SETTLE_MS = 1000; // in which a video's colours follow a new range, so that they don't flicker
 const RAMP_STEPS = 1024;
 const RAMP = Uint32Array.from({ length: RAMP_STEPS }, (_, i) => pixel(depthColor(i / (RAMP_STEPS - 1))));
@@ -76,19 +75,9 @@ export class DepthLayer {
     context.putImageData(image, 0, 0);
   }
 
-  /** Round depths for the bar's scale, evenly thinned: [{ depth, place }]. */
+  /** Round depths for the bar's scale: [{ depth, place }]. */
   ticks() {
-    const near = Math.exp(this.logNear);
-    const ticks = [];
-    for (let power = Math.floor(Math.log10(near)); 10 ** power <= this.max; power++) {
-      for (const step of NICE_STEPS) {
-        const depth = step * 10 ** power;
-        const place = this.place(depth);
-        if (depth > near && depth < this.max && place > 0.1 && place < 0.9) ticks.push({ depth, place });
-      }
-    }
-    const every = Math.ceil(ticks.length / MAX_TICKS);
-    return ticks.filter((_, i) => i % every === 0);
+    return depthTicks(Math.exp(this.logNear), this.max, (depth) => this.place(depth));
   }
 
   /** Median depth of each segment of a SegmentLayer, from a sample of its pixels; null for one without depth. */

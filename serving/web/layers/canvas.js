@@ -1,6 +1,6 @@
 /* Canvases and their sizes. */
 
-import { el } from "./dom.js";
+import { el } from "../page/dom.js";
 
 /** The size of a picture, or a smaller one of the same shape whose longer side is `maxSide`. */
 export function fit({ width, height }, maxSide) {

@@ -1,9 +1,11 @@
 /* The stage of a live video: a pane per view, in each the last answered frame under what the task found in it. */
 
-import { fit, makeCanvas, resize } from "./canvas.js";
-import { DepthLayer, depthRamp } from "./depth_layer.js";
-import { el, opacitySlider, setVars } from "./dom.js";
-import { SegmentLayer } from "./segment_layer.js";
+import { fit, makeCanvas, resize } from "../layers/canvas.js";
+import { DepthLayer } from "../layers/depth_layer.js";
+import { SegmentLayer } from "../layers/segment_layer.js";
+import { el, setVars } from "../page/dom.js";
+import { DepthBar } from "../stage/depth_bar.js";
+import { opacitySlider } from "../stage/opacity_slider.js";
 
 const SHOWN_MAX_SIDE = 1280;
 const LABEL_MIN_SHARE = 0.004;
@@ -44,13 +46,26 @@ export class VideoView {
 
   /** Writes what changes too fast to be read at every frame: each pane's summary and scale. */
   describe(problems) {
-    for (const { key, summary, ends } of this.#panes) {
+    for (const { key, summary, depthBar } of this.#panes) {
       const layer = this.#layers.get(key);
       summary.textContent = problems[key]?.title ?? layer?.summary ?? "";
-      ends.forEach((end, i) => {
-        if (layer instanceof DepthLayer) end.textContent = layer.format(i === 0 ? layer.min : layer.max);
-      });
+      if (layer instanceof DepthLayer) depthBar?.show(layer);
     }
+  }
+
+  /** The shown panes as one picture, side by side, as they are on the screen; null before the first frame. */
+  toPicture() {
+    const canvases = this.#panes.map((pane) => pane.canvas);
+    if (!this.#bitmap || canvases.length === 0) return null;
+    const width = canvases.reduce((sum, canvas) => sum + canvas.width, 0);
+    const picture = makeCanvas({ width, height: canvases[0].height });
+    const context = picture.getContext("2d");
+    let left = 0;
+    for (const canvas of canvases) {
+      context.drawImage(canvas, left, 0);
+      left += canvas.width;
+    }
+    return picture;
   }
 
   clear() {
@@ -66,7 +81,7 @@ export class VideoView {
     const canvas = el("canvas", { class: "base", role: "img", "aria-label": `Live picture: ${title}` });
     const frame = el("div", { class: "frame is-live" }, canvas);
     const figure = el("figure", { class: "pane" }, heading, el("div", { class: "frame-holder" }, frame));
-    return { key, title, figure, heading, canvas, summary, overlay: makeCanvas({ width: 1, height: 1 }), ends: [] };
+    return { key, title, figure, heading, canvas, summary, overlay: makeCanvas({ width: 1, height: 1 }) };
   }
 
   #drawPane(pane) {
@@ -97,15 +112,9 @@ export class VideoView {
       }),
     );
     if (!(layer instanceof DepthLayer)) return;
-    pane.ends = ["first", "last"].map((edge, at) => setVars(el("span", { class: `tick ${edge}` }), { at }));
-    pane.figure.append(
-      el(
-        "div",
-        { class: "depth-bar", role: "img", "aria-label": "Colour scale, near to far" },
-        el("div", { class: "ramp-holder" }, depthRamp()),
-        el("div", { class: "ticks" }, ...pane.ends),
-      ),
-    );
+    pane.depthBar = new DepthBar();
+    pane.depthBar.show(layer);
+    pane.figure.append(pane.depthBar.element);
   }
 }
 
