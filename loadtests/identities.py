@@ -24,7 +24,8 @@ from PIL import Image
 
 from decoders.online import StreamState
 from decoders.results import PanopticResult
-from decoders.training.data import PanopticSample, load_coco_panoptic
+from decoders.training.data.coco import load_coco_panoptic
+from decoders.training.data.samples import PanopticSample
 from loadtests.machine import commit, machine
 from serving.config import Settings
 from serving.engine import Engine
@@ -47,7 +48,7 @@ def main(
     engine = Engine.from_bundle(bundle, cache_dir=Settings().cache_dir)
     label_set = engine.bundle.label_sets[task]
     clips: list[dict[str, Any]] = []
-    for sample in load_coco_panoptic(data, split, label_set)[:photos]:
+    for sample in load_coco_panoptic(data, split, label_set).samples[:photos]:
         objects = run_clip(engine, task, sample, frames)
         clips.append({"photo": sample.name, "objects": objects})
         print(f"{len(clips):3d}  {sample.name}: {len(objects)} objects", flush=True)
@@ -84,7 +85,8 @@ def run_clip(engine: Engine, task: str, sample: PanopticSample, frames: int) -> 
     """Frames covered and frames kept of every object of one photo's clip."""
     label_set = engine.bundle.label_sets[task]
     views = list(clip_views(sample, frames))
-    things = [i for i, label in sample.labels.items() if label_set[label].is_thing and i not in sample.crowd_ids]
+    _, labels, crowd_ids = sample.read_segments()
+    things = [i for i, label in labels.items() if label_set[label].is_thing and i not in crowd_ids]
     objects = [i for i in things if all((truth == i).mean() >= LEAST_PART for _, truth in views)]
     if not objects:
         return []
@@ -103,7 +105,7 @@ def run_clip(engine: Engine, task: str, sample: PanopticSample, frames: int) -> 
                 tracks[i].append(track)
     return [
         {
-            "label": label_set[sample.labels[i]].name,
+            "label": label_set[labels[i]].name,
             "covered_frames": len(tracks[i]),
             "kept_frames": max(Counter(tracks[i]).values(), default=0),
             "tracks": tracks[i],
@@ -114,13 +116,14 @@ def run_clip(engine: Engine, task: str, sample: PanopticSample, frames: int) -> 
 
 def clip_views(sample: PanopticSample, frames: int) -> Iterator[tuple[Image.Image, NDArray[np.int32]]]:
     """The frames of a clip: a window that glides from one corner to the other and grows from 70 to 80 %."""
-    height, width = sample.segment_map.shape
+    image, (segment_map, _, _) = sample.read_image(), sample.read_segments()
+    height, width = segment_map.shape
     for number in range(frames):
         progress = number / max(1, frames - 1)
         part = 0.7 + 0.1 * progress
         left, top = round(progress * (1 - part) * width), round(progress * (1 - part) * height)
         right, bottom = left + round(part * width), top + round(part * height)
-        yield sample.image.crop((left, top, right, bottom)), sample.segment_map[top:bottom, left:right]
+        yield image.crop((left, top, right, bottom)), segment_map[top:bottom, left:right]
 
 
 def track_on(result: PanopticResult, mask: NDArray[np.bool_]) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decoders.depth import DepthDecoder
-from decoders.training.data import DepthSample
+from decoders.training.data.samples import DepthSample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
@@ -24,14 +24,15 @@ def depth_target(sample: DepthSample, view: View, geometry: ImageGeometry, size:
     A crop that is blown up to the network's size looks like a longer lens. The head can't tell it from a nearer scene,
     so the target is divided by the magnification: depth as the sample's own camera would have seen it.
     """
-    depth = torch.from_numpy(np.ascontiguousarray(view.cut(sample.depth_m)))
+    whole_map = sample.read_depth_m()
+    depth = torch.from_numpy(np.ascontiguousarray(view.cut(whole_map)))
     known = depth.isfinite()
     pair = torch.stack((torch.where(known, depth, 0.0), known.float()))[None]
     scaled = F.adaptive_avg_pool2d(pair, geometry.scaled_size)
     padded = torch.zeros(1, 2, *geometry.input_size)
     padded[..., : geometry.scaled_size[0], : geometry.scaled_size[1]] = scaled
     total, weight = F.adaptive_avg_pool2d(padded, size)[0]
-    height, width = sample.depth_m.shape
+    height, width = whole_map.shape
     whole = min(geometry.input_size[0] / height, geometry.input_size[1] / width)
     part = min(geometry.input_size[0] / geometry.image_size[0], geometry.input_size[1] / geometry.image_size[1])
     return torch.where(weight > 0.5, total / weight.clamp_min(1e-6) * whole / part, torch.nan)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from decoders.panoptic import PanopticDecoder
-from decoders.training.data import PanopticSample
+from decoders.training.data.samples import PanopticSample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule, train_steps
 from decoders.training.views import View
@@ -40,10 +40,11 @@ class MaskTarget:
 
 def mask_target(sample: PanopticSample, view: View, geometry: ImageGeometry, size: tuple[int, int]) -> MaskTarget:
     """Cut, fit and pool a sample's segments to the mask logits' resolution; crowds and specks are left out."""
-    ids = view.cut(sample.segment_map)
+    segment_map, segment_labels, crowd_ids = sample.read_segments()
+    ids = view.cut(segment_map)
     labels, masks = [], []
-    for segment_id, label_id in sample.labels.items():
-        if segment_id in sample.crowd_ids:
+    for segment_id, label_id in segment_labels.items():
+        if segment_id in crowd_ids:
             continue
         mask = _place(ids == segment_id, geometry, size)
         if mask.sum() >= 1:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from decoders.depth import DepthDecoder
 from decoders.panoptic import PanopticDecoder
-from decoders.training.data import DepthSample, PanopticSample
+from decoders.training.data.samples import DepthSample, PanopticSample
 from decoders.training.depth import depth_target, train_depth
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.panoptic import mask_target, train_panoptic
@@ -94,7 +94,7 @@ def _steps(progress: Progress, schedule: Schedule) -> Callable[[int, float], Non
 def _views(samples: Sequence[Sample], schedule: Schedule) -> list[tuple[Sample, View]]:
     rng = np.random.default_rng(schedule.seed)
     return [
-        (sample, random_view(sample.image, rng, least_side=schedule.least_side))
+        (sample, random_view(sample.read_image(), rng, least_side=schedule.least_side))
         for _ in range(schedule.views_per_picture)
         for sample in samples
     ]
@@ -119,11 +119,11 @@ def _encode(
 ) -> NDArray[np.float16]:
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(f"{sample.name} {sample.image.size}".encode() + sample.image.tobytes())
+        digest.update(sample.digest())
     key = f"{digest.hexdigest()}|{schedule.views_per_picture}|{schedule.least_side}|{schedule.seed}"
 
     def load(index: int) -> Tensor:
         sample, view = views[index]
-        return to_pixels(view.apply(sample.image), _place(cache.geometry, view))[0]
+        return to_pixels(view.apply(sample.read_image()), _place(cache.geometry, view))[0]
 
     return cache.encode(key, len(views), load, progress=lambda done: progress("encoding", done, len(views), None))

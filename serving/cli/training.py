@@ -16,7 +16,8 @@ from decoders.depth import DepthDecoder
 from decoders.panoptic import PanopticDecoder
 from decoders.results import Result
 from decoders.training import recipes
-from decoders.training.data import load_coco_panoptic, load_rgbd_frames
+from decoders.training.data.coco import load_coco_panoptic
+from decoders.training.data.rgbd import load_rgbd
 from decoders.training.evaluate import score_depth, score_panoptic
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.schedule import Schedule
@@ -63,12 +64,12 @@ def train(
         report = _reporter(bar)
         if isinstance(decoder, PanopticDecoder):
             schedule = _schedule(recipes.PANOPTIC, steps, seed)
-            panoptic_samples = load_coco_panoptic(data, split or "train2017", decoder.label_set)
+            panoptic_samples = load_coco_panoptic(data, split, decoder.label_set).samples
             recipes.fit_panoptic(decoder, panoptic_samples, cache, schedule, report)
             pictures = len(panoptic_samples)
         elif isinstance(decoder, DepthDecoder):
             schedule = _schedule(recipes.DEPTH, steps, seed)
-            depth_samples = load_rgbd_frames(data, *_frames(split or "0:695"))
+            depth_samples = load_rgbd(data, split or "0:695").samples
             recipes.fit_depth(decoder, depth_samples, cache, schedule, report)
             pictures = len(depth_samples)
         else:
@@ -101,13 +102,13 @@ def evaluate(
         report = _reporter(bar)
         if engine.bundle.heads[task].decoder.kind == "panoptic":
             label_set = engine.bundle.label_sets[task]
-            panoptic_samples = load_coco_panoptic(data, split or "val2017", label_set)
+            panoptic_samples = load_coco_panoptic(data, split, label_set, prefer="val").samples
             total = len(panoptic_samples)
             figures = score_panoptic(
                 predict, panoptic_samples, label_set, lambda done: report("scoring", done, total, None)
             )
         else:
-            depth_samples = load_rgbd_frames(data, *_frames(split or "800:999"))
+            depth_samples = load_rgbd(data, split or "800:999").samples
             total = len(depth_samples)
             figures = score_depth(predict, depth_samples, lambda done: report("scoring", done, total, None))
     figures = {name: round(value, 4) for name, value in figures.items()}
@@ -119,13 +120,6 @@ def evaluate(
 
 def _schedule(recipe: Schedule, steps: int | None, seed: int) -> Schedule:
     return dataclasses.replace(recipe, steps=steps or recipe.steps, seed=seed)
-
-
-def _frames(split: str) -> tuple[int, int]:
-    first, colon, last = split.partition(":")
-    if not (colon and first.isdigit() and last.isdigit()):
-        raise BundleError(f"split '{split}' is no range of frames; write e.g. 0:695")
-    return int(first), int(last)
 
 
 def _progress() -> Progress:
