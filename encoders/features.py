@@ -78,6 +78,11 @@ class EncoderFeatures:
         return self._any.device.type
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of all blocks."""
+        return sum(tokens.nbytes for tokens in (*self.lateral_features.values(), *self.hidden_states.values()))
+
+    @property
     def _any(self) -> Tensor:
         return next(iter((*self.lateral_features.values(), *self.hidden_states.values())))
 

@@ -43,10 +43,14 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that sets none.")
     max_upload_bytes: int = Field(32 * 2**20, ge=1, description="Largest picture file.")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="Largest picture, width times height.")
+    feature_cache_bytes: int = Field(
+        512 * 2**20, ge=0, description="Memory of the features that POST /features keeps, per replica; 0: none."
+    )
     max_streams: int = Field(64, ge=1, description="Video streams of one replica.")
     max_stream_state_bytes: int = Field(2**30, ge=1, description="Memory of all streams' states.")
     stream_idle_s: float = Field(30.0, gt=0, description="A stream on which nothing happens for this long is ended.")
     drain_s: float = Field(2.0, ge=0, description="How long a stopping replica finishes what it has begun.")
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, with an access log.")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -34,8 +34,10 @@ from serving.errors import (
     UnsupportedTaskError,
     UnusableImageError,
 )
+from serving.feature_cache import FeatureEntry
 from serving.pictures import decode_picture
 from serving.planner import Taps, plan, taps
+from serving.request_context import RequestContext, working_for
 from serving.types import Prediction, PredictOptions, Timing
 
 logger = logging.getLogger("polyhead.engine")
@@ -56,12 +58,18 @@ class PassInput:
         geometry: where the picture lies in it.
         tasks: heads that read this pass.
         states: what heads that remember left after the stream's last frame; a task that is absent begins.
+        keep: blocks to be given back as `PassOutput.features`.
+        features: this picture's, from an earlier pass: the encoder does not run, and `pixels` are [V, 3, 0, 0].
+        request: that it is a part of.
     """
 
     pixels: Tensor
     geometry: ImageGeometry
     tasks: tuple[str, ...]
     states: Mapping[str, StreamState] = field(default_factory=dict)
+    keep: Taps | None = None
+    features: EncoderFeatures | None = None
+    request: RequestContext | None = None
 
 
 @dataclass
@@ -69,16 +77,20 @@ class PassReport:
     """What one run of the encoder and the heads behind it cost; seconds are of the whole batch.
 
     Attributes:
-        batch_size: pictures that were encoded together; 0 if the encoder failed.
+        batch_size: pictures that were encoded together; 0 if the encoder failed, or did not have to run.
         encoder_s: the encoder.
         heads_s: by task.
         head_rows: pictures that each head was run on.
+        began_s: when it began, on `time.perf_counter`.
+        requests: that it served.
     """
 
     batch_size: int = 0
     encoder_s: float = 0.0
     heads_s: dict[str, float] = field(default_factory=dict)
     head_rows: dict[str, int] = field(default_factory=dict)
+    began_s: float = 0.0
+    requests: tuple[RequestContext, ...] = ()
 
 
 @dataclass
@@ -90,12 +102,16 @@ class PassOutput:
         raw: network output by task, this picture's row.
         errors: by task.
         states: of heads that remember, after this frame; for the stream's next `PassInput`.
+        features: the blocks that were to be kept, this picture's rows, [V, P + N, C] each.
+        encoder_error: why the encoder gave nothing; every task has it in `errors` as well.
     """
 
     report: PassReport
     raw: dict[str, RawOutput] = field(default_factory=dict)
     errors: dict[str, PolyheadError] = field(default_factory=dict)
     states: dict[str, StreamState] = field(default_factory=dict)
+    features: EncoderFeatures | None = None
+    encoder_error: PolyheadError | None = None
 
 
 class Engine:
@@ -233,6 +249,24 @@ class Engine:
             inputs.append(PassInput(to_pixels(image, geometry), geometry, encoder_pass.tasks, own))
         return inputs
 
+    def prepare_cached(self, entry: FeatureEntry, tasks: Iterable[str], options: PredictOptions) -> list[PassInput]:
+        """As `prepare`, of a picture whose features are there.
+
+        Args:
+            entry: which serves all the tasks.
+            tasks: heads to run.
+            options: output size.
+        """
+        return [
+            PassInput(
+                torch.empty((entry.passes[encoder_pass.geometry].batch_size, 3, 0, 0), dtype=torch.uint8),
+                encoder_pass.geometry.place(entry.image_size, options.max_side),
+                encoder_pass.tasks,
+                features=entry.passes[encoder_pass.geometry],
+            )
+            for encoder_pass in plan(tasks, self.bundle.heads)
+        ]
+
     def run_pass(self, inputs: Sequence[PassInput]) -> list[PassOutput]:
         """Encode a batch once and run every asked head on its own rows.
 
@@ -245,29 +279,56 @@ class Engine:
         Returns:
             One output per input.
         """
-        readers: dict[str, list[int]] = {}
-        for number, item in enumerate(inputs):
-            for task in item.tasks:
-                readers.setdefault(task, []).append(number)
-        report = PassReport()
-        begun = self._now()
+        if inputs[0].features is not None:  # (0, 0) is an input size of its own, so the others have theirs too
+            return [output for item in inputs for output in self._run_cached(item)]
+        wanted = taps({task for item in inputs for task in item.tasks}, self.bundle.heads)
+        for item in inputs:
+            wanted = wanted | item.keep if item.keep else wanted
+        report = PassReport(began_s=self._now(), requests=_requests_of(inputs))
         try:
-            features = self._encode(inputs, taps(readers, self.bundle.heads))
+            features = self._encode(inputs, wanted)
+            outputs = [
+                PassOutput(report, features=_kept(features, item, rows))
+                for item, rows in zip(inputs, _rows_of(inputs, range(len(inputs))), strict=True)
+            ]
         except Exception as error:  # whatever it is, it must not take the other pictures along
             if len(inputs) > 1:
                 logger.warning("the encoder failed on a batch; each picture is tried alone", exc_info=error)
                 return [output for item in inputs for output in self.run_pass([item])]
-            return [PassOutput(report, errors=dict.fromkeys(inputs[0].tasks, _encoder_failed(error)))]
-        report.encoder_s = self._now() - begun
+            failure = _encoder_failed(error, inputs[0])
+            return [PassOutput(report, errors=dict.fromkeys(inputs[0].tasks, failure), encoder_error=failure)]
+        report.encoder_s = self._now() - report.began_s
         report.batch_size = len(inputs)
-        outputs = [PassOutput(report) for _ in inputs]
-        last = list(readers)[-1]
-        for task, numbers in readers.items():
+        self._run_heads(features, inputs, outputs, report, keep=False)
+        return outputs
+
+    def _run_cached(self, item: PassInput) -> list[PassOutput]:
+        """The heads of one picture on features that stay as they are for others to come."""
+        assert item.features is not None
+        report = PassReport(began_s=self._now(), requests=_requests_of([item]))
+        outputs = [PassOutput(report)]
+        self._run_heads(item.features, [item], outputs, report, keep=True)
+        return outputs
+
+    def _run_heads(
+        self,
+        features: EncoderFeatures,
+        inputs: Sequence[PassInput],
+        outputs: Sequence[PassOutput],
+        report: PassReport,
+        *,
+        keep: bool,
+    ) -> None:
+        """Run every asked head; `keep` the features as they are, also from the last one."""
+        readers: dict[str, list[int]] = {}
+        for number, item in enumerate(inputs):
+            for task in item.tasks:
+                readers.setdefault(task, []).append(number)
+        for left, (task, numbers) in zip(range(len(readers) - 1, -1, -1), readers.items(), strict=True):
             begun = self._now()
-            self._run_head(task, features, inputs, numbers, outputs, keep=task != last)
+            self._run_head(task, features, inputs, numbers, outputs, keep=keep or left > 0)
             report.heads_s[task] = self._now() - begun
             report.head_rows[task] = len(numbers)
-        return outputs
 
     def finish(
         self, inputs: Sequence[PassInput], outputs: Sequence[PassOutput], options: PredictOptions
@@ -334,7 +395,8 @@ class Engine:
             else:
                 outputs[numbers[0]].raw.pop(task, None)
                 outputs[numbers[0]].states.pop(task, None)
-                outputs[numbers[0]].errors[task] = _head_failed(task, error)
+                with working_for(inputs[numbers[0]].request):
+                    outputs[numbers[0]].errors[task] = _head_failed(task, error)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -361,8 +423,20 @@ def _rows_of(inputs: Sequence[PassInput], numbers: Sequence[int]) -> list[list[i
     return [list(range(starts[number], starts[number + 1])) for number in numbers]
 
 
-def _encoder_failed(error: Exception) -> EncoderFailedError:
-    logger.error("the encoder failed", exc_info=error)
+def _requests_of(inputs: Iterable[PassInput]) -> tuple[RequestContext, ...]:
+    return tuple(item.request for item in inputs if item.request is not None)
+
+
+def _kept(features: EncoderFeatures, item: PassInput, rows: Sequence[int]) -> EncoderFeatures | None:
+    """A picture's own copy of the blocks that it wants kept."""
+    if item.keep is None:
+        return None
+    return features.rows(rows, item.keep.out_indices, item.keep.hidden_indices, copy=True)
+
+
+def _encoder_failed(error: Exception, item: PassInput) -> EncoderFailedError:
+    with working_for(item.request):
+        logger.error("the encoder failed", exc_info=error)
     return EncoderFailedError(
         f"the encoder failed with a {type(error).__name__}; the server's log has it", remedy="try again, or report it"
     )

@@ -2,7 +2,7 @@
 
 parse ──▶ admission ──▶ decode ──▶ queue ──▶ encoder ──▶ heads ──▶ render
 400 404   429 503       400 413    503 504   500         per task
-415                     422                              (`errors` of the answer)
+409 415                 422                              (`errors` of the answer)
 """
 
 from __future__ import annotations
@@ -71,6 +71,30 @@ class UnsupportedTaskError(PolyheadError):
     status = 404
     grpc_status = "NOT_FOUND"
     title = "Unknown task"
+
+
+class UnknownFeaturesError(PolyheadError):
+    """Kept features were named that are not, or no longer, in this replica."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+    title = "Unknown features"
+
+
+class FeatureCacheOffError(PolyheadError):
+    """Features were to be kept or read by a server that keeps none."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+    title = "Feature cache off"
+
+
+class MissingBlocksError(PolyheadError):
+    """A head was asked to run on kept features that lack encoder blocks which it reads."""
+
+    status = 409
+    grpc_status = "FAILED_PRECONDITION"
+    title = "Missing encoder blocks"
 
 
 class TooLargeError(PolyheadError):

@@ -1,8 +1,9 @@
-"""What every gRPC service of ours does with a call: its id, and a failure as its status. Knows nothing of Ray."""
+"""What every gRPC service of ours does with a call: id, trace, access log, a failure as its status. Knows no Ray."""
 
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,7 +11,10 @@ from typing import Any, Protocol
 import grpc
 
 from serving.errors import PolyheadError
+from serving.logs import PROBES, log_access
 from serving.protos import segmentation_pb2 as pb
+from serving.request_context import TRACE_HEADERS, RequestContext
+from serving.tracing import Tracer
 
 _MAX_TEXT_BYTES = 1200
 """Of one text in a call's trailers, which must stay under 8 KB in all, and grow on the wire."""
@@ -49,15 +53,20 @@ def set_status(context: GrpcContext, error: PolyheadError) -> None:
         metadata.append(("retry-after-s", str(math.ceil(error.retry_after_s))))
     context.set_code(grpc.StatusCode[error.grpc_status])
     context.set_details(_clipped(f"{error.detail}; {error.remedy}"))
-    request_id = _request_id_of(context)
-    context.set_trailing_metadata(metadata)
-    if not _request_id_of(context):  # Ray Serve keeps it, grpc.aio does not
-        context.set_trailing_metadata([*request_id, *metadata])
+    _add_trailers(context, metadata)
 
 
 def _clipped(text: str) -> str:
     encoded = text.encode()
     return text if len(encoded) <= _MAX_TEXT_BYTES else encoded[: _MAX_TEXT_BYTES - 3].decode(errors="ignore") + "…"
+
+
+def _add_trailers(context: GrpcContext, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+    """Send metadata with the status, beside the call's id and trace."""
+    kept = [pair for pair in context.trailing_metadata() or () if pair[0] in ("request_id", *TRACE_HEADERS)]
+    context.set_trailing_metadata([*(pair for pair in kept if pair[0] != "request_id"), *metadata])
+    if kept and not _request_id_of(context):  # Ray Serve keeps it, grpc.aio does not
+        context.set_trailing_metadata([*kept, *metadata])
 
 
 def _request_id_of(context: GrpcContext) -> list[tuple[str, str | bytes]]:
@@ -75,6 +84,45 @@ def name_request(context: GrpcContext) -> str:
     if not _request_id_of(context):
         context.set_trailing_metadata([("request_id", request_id)])
     return request_id
+
+
+def begin_call(tracer: Tracer | None, context: GrpcContext, route: str) -> RequestContext:
+    """Name a call and begin its span; its trace goes back with the status.
+
+    Args:
+        tracer: of the replica, if requests are traced.
+        context: of the call.
+        route: ``/service/Method``.
+    """
+    request_id = name_request(context)
+    given = {
+        name: value
+        for name, value in context.invocation_metadata() or ()
+        if name in TRACE_HEADERS and isinstance(value, str)
+    }
+    request = RequestContext(request_id, given)
+    if tracer is not None and route not in PROBES:
+        _, service, method = route.split("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        request.span = tracer.begin(route[1:], request_id, given, attributes)
+    if request.answer_headers:
+        _add_trailers(context, list(request.answer_headers.items()))
+    return request
+
+
+def end_call(request: RequestContext, route: str, code: str, begun_s: float, error: PolyheadError | None) -> None:
+    """End a call's span and write its line in the access log.
+
+    Args:
+        request: from `begin_call`.
+        route: ``/service/Method``.
+        code: name of the gRPC status.
+        begun_s: on `time.perf_counter`.
+        error: that was the reason, if one was.
+    """
+    failed = error if error is not None and error.status >= 500 else None
+    request.end_span({"rpc.grpc.status_code": grpc.StatusCode[code].value[0]}, failed)
+    log_access(request, "gRPC", route, code, time.perf_counter() - begun_s, error)
 
 
 def problem_message(error: PolyheadError) -> pb.Problem:

@@ -49,6 +49,13 @@ class Taps:
     out_indices: tuple[int, ...]
     hidden_indices: tuple[int, ...]
 
+    def __or__(self, other: Taps) -> Taps:
+        """What one of the two reads."""
+        return Taps(
+            tuple(sorted({*self.out_indices, *other.out_indices})),
+            tuple(sorted({*self.hidden_indices, *other.hidden_indices})),
+        )
+
 
 def taps(tasks: Iterable[str], heads: Mapping[str, Head]) -> Taps:
     """The union of what these tasks read."""

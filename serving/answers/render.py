@@ -30,7 +30,8 @@ from decoders.results import (
     SemanticResult,
 )
 from serving.errors import InvalidOptionError
-from serving.types import Prediction
+from serving.feature_cache import FeatureEntry
+from serving.types import Prediction, Timing
 
 MaskFormat = Literal["rle", "polygon", "none"]
 PICTURE_KINDS = frozenset({"panoptic", "semantic", "instance", "depth"})
@@ -58,6 +59,22 @@ def prediction_json(prediction: Prediction, *, request_id: str, bundle: str, mas
         "results": {task: result_json(result, masks) for task, result in prediction.results.items()},
         "errors": {task: error.problem() for task, error in prediction.errors.items()},
         "timing": _rounded(asdict(prediction.timing)),
+    }
+
+
+def features_json(
+    entry: FeatureEntry, timing: Timing, *, request_id: str, bundle: str, tasks: Sequence[str]
+) -> dict[str, Any]:
+    """The JSON answer of `POST /features`."""
+    height, width = entry.image_size
+    return {
+        "request_id": request_id,
+        "id": entry.features_id,
+        "bundle": bundle,
+        "image": {"height": height, "width": width},
+        "tasks": list(tasks),
+        "bytes": entry.num_bytes,
+        "timing": _rounded(asdict(timing)),
     }
 
 

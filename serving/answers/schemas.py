@@ -145,8 +145,8 @@ class TimingAnswer(_Strict):
     heads_ms: dict[str, float]
     postprocess_ms: float
     total_ms: float
-    encoder_passes: int
-    batch_size: int
+    encoder_passes: int = Field(description="0 if kept features served.")
+    batch_size: int = Field(description="Pictures in the largest pass; 0 if there was none.")
 
 
 class SegmentAnswer(_Strict):
@@ -158,3 +158,15 @@ class SegmentAnswer(_Strict):
     results: dict[str, ResultAnswer] = Field(description="By task; `kind` is the task's in GET /tasks.")
     errors: dict[str, Problem]
     timing: TimingAnswer
+
+
+class FeaturesAnswer(_Strict):
+    """The answer of `POST /features`."""
+
+    request_id: str
+    id: str = Field(description="For `features` of POST /segment; the same for the same picture and geometries.")
+    bundle: str
+    image: Size = Field(description="The upright picture.")
+    tasks: list[str] = Field(description="That can be run on what is kept.")
+    bytes: int = Field(description="Memory that the features take.")
+    timing: TimingAnswer = Field(description="encoder_passes is 0 if they were there already.")

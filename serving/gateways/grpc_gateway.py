@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,8 +34,9 @@ from serving.gateways.grpc_messages import (
     segment_response,
     video_response,
 )
-from serving.grpc_status import GrpcContext, name_request, set_status
+from serving.grpc_status import GrpcContext, begin_call, end_call, set_status
 from serving.protos import segmentation_pb2 as pb
+from serving.request_context import RequestContext, add_stage, working_for
 from serving.service import SegmentationService
 from serving.streams.frames import frame_decoder
 from serving.streams.stream import Frame, VideoStream
@@ -55,6 +57,14 @@ _GOODBYE_S = 5.0
 """How long a client whose stream was ended may take to read the reason before the call is cancelled."""
 
 logger = logging.getLogger("polyhead.grpc")
+
+
+@dataclass
+class _Outcome:
+    """What a call came to, where it did not succeed; a stream may end before its call does."""
+
+    request: RequestContext
+    error: PolyheadError | None = None
 
 
 class HealthMethods:
@@ -114,9 +124,8 @@ class SegmentationMethods:
     async def Segment(self, request: pb.SegmentRequest, grpc_context: GrpcContext) -> pb.SegmentResponse:  # noqa: N802
         """Run tasks on one picture; as `POST /segment`."""
         service = self.service
-        request_id = name_request(grpc_context)
         begun = time.perf_counter()
-        with self._observed("Segment", request_id, grpc_context):
+        with self._observed("Segment", grpc_context, begun) as outcome:
             tasks = service.engine.check_tasks(request.tasks or None)
             options, masks = parse_options(request.options)
             timeout_s = parse_timeout_s(request, "timeout_s") or service.settings.default_timeout_s
@@ -126,16 +135,18 @@ class SegmentationMethods:
                     remedy="send a smaller file; results would not get finer",
                 )
             async with service.admitted(timeout_s) as deadline_s:
+                service.metrics.admission_s.observe(time.perf_counter() - begun)
                 prediction = await service.predict(request.image, tasks, options, deadline_s)
                 if not prediction.results:
                     raise next(iter(prediction.errors.values()))
-                response = await self._rendered(
+                return await self._rendered(
                     lambda: segment_response(
-                        prediction, request_id=request_id, bundle=service.engine.bundle.name, masks=masks
+                        prediction,
+                        request_id=outcome.request.request_id,
+                        bundle=service.engine.bundle.name,
+                        masks=masks,
                     )
                 )
-            service.metrics.request_s.labels(f"/{_SERVICE}/Segment").observe(time.perf_counter() - begun)
-            return response
         return pb.SegmentResponse()  # nobody sees it beside the status
 
     async def SegmentVideo(  # noqa: N802
@@ -148,8 +159,7 @@ class SegmentationMethods:
             grpc_context: of the call.
         """
         service = self.service
-        request_id = name_request(grpc_context)
-        with self._observed("SegmentVideo", request_id, grpc_context):
+        with self._observed("SegmentVideo", grpc_context) as outcome:
             config = await self._read_config(requests)
             form = parse_frame_format(config)
             stream_config, masks = parse_stream_config(config, service.engine.check_tasks(config.tasks or None))
@@ -159,7 +169,9 @@ class SegmentationMethods:
                 assert call is not None
                 others = [
                     asyncio.create_task(self._read_frames(requests, stream), name="frames of a call"),
-                    asyncio.create_task(self._leave_when_ended(stream, call, grpc_context), name="end of a call"),
+                    asyncio.create_task(
+                        self._leave_when_ended(stream, call, grpc_context, outcome), name="end of a call"
+                    ),
                 ]
                 try:
                     async for answer in stream.answers():
@@ -172,7 +184,8 @@ class SegmentationMethods:
     async def _rendered(self, render: Callable[[], Message]) -> Message:
         begun = time.perf_counter()
         message = await self.service.in_pool(render)
-        self.service.metrics.stage_s.labels("render", "").observe(time.perf_counter() - begun)
+        self.service.metrics.render_s.observe(time.perf_counter() - begun)
+        add_stage("render", begun)
         return message
 
     async def _read_config(self, requests: AsyncIterator[pb.VideoRequest]) -> pb.VideoConfig:
@@ -209,32 +222,40 @@ class SegmentationMethods:
             logger.exception("the frames of a stream could not be read")
             stream.evict(_bug(error))
 
-    async def _leave_when_ended(self, stream: VideoStream, call: asyncio.Task[Any], context: GrpcContext) -> None:
+    async def _leave_when_ended(
+        self, stream: VideoStream, call: asyncio.Task[Any], context: GrpcContext, outcome: _Outcome
+    ) -> None:
         """End the call of a stream that was ended, also if its client does not read and nothing can be sent to it."""
         error = await stream.wait_ended()
         await asyncio.sleep(_GOODBYE_S)
-        self._fail(context, error)
+        outcome.error = error
+        set_status(context, error)
         call.cancel()
 
     @contextmanager
-    def _observed(self, method: str, request_id: str, context: GrpcContext) -> Iterator[None]:
-        """Make a failure the call's status, and count the call."""
+    def _observed(self, method: str, context: GrpcContext, begun: float | None = None) -> Iterator[_Outcome]:
+        """Make a failure the call's status, and count the call; `begun`, on `time.perf_counter`, if it is timed."""
+        entered = time.perf_counter()
+        metrics, route = self.service.metrics, f"/{_SERVICE}/{method}"
         code = "CANCELLED"  # until it ends otherwise
+        outcome = _Outcome(begin_call(self.service.tracer, context, route))
         try:
-            yield
+            with working_for(outcome.request):
+                yield outcome
             code = "OK"
-        except PolyheadError as error:
-            code = self._fail(context, error)
         except Exception as error:
-            logger.exception("unexpected failure of call %s", request_id)
-            code = self._fail(context, _bug(error))
+            outcome.error = error if isinstance(error, PolyheadError) else _bug(error)
+            if outcome.error is not error:
+                logger.exception("unexpected failure of call %s", outcome.request.request_id)
+            code = outcome.error.grpc_status
+            set_status(context, outcome.error)
         finally:
-            self.service.metrics.requests.labels(f"/{_SERVICE}/{method}", code).inc()
-
-    def _fail(self, context: GrpcContext, error: PolyheadError) -> str:
-        set_status(context, error)
-        self.service.metrics.refused.labels(error.reason).inc()
-        return error.grpc_status
+            if outcome.error is not None:
+                metrics.count_failure(route, outcome.error)
+            elif code == "CANCELLED":
+                metrics.cancelled.labels(route).inc()
+            metrics.count_request(route, code, None if begun is None else time.perf_counter() - begun)
+            end_call(outcome.request, route, code, entered, outcome.error)
 
 
 def _bug(error: Exception) -> InternalError:

@@ -7,7 +7,8 @@ import mimetypes
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import Mapping
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,32 +20,25 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from decoders.base import PostprocessOptions
 from serving import metrics
 from serving.answers.render import PICTURE_KINDS, no_picture, overlay_png, prediction_json, prediction_npz, result_png
-from serving.answers.schemas import Problem, SegmentAnswer
-from serving.errors import (
-    DeadlineExceededError,
-    InternalError,
-    InvalidImageError,
-    InvalidOptionError,
-    OverloadedError,
-    PolyheadError,
-    TooLargeError,
-    UnavailableError,
-    UnsupportedMediaTypeError,
-    UnsupportedTaskError,
-    UnusableImageError,
-)
+from serving.answers.schemas import SegmentAnswer
+from serving.errors import InternalError, InvalidOptionError, MissingBlocksError, PolyheadError, UnsupportedTaskError
+from serving.gateways.feature_routes import add_feature_route
+from serving.gateways.http_pictures import check_repeats, picture_body, problem_answers, read_picture, server_timing
 from serving.gateways.ws_gateway import add_video_socket
+from serving.logs import PROBES, log_access
+from serving.metrics import route_of
 from serving.oip.http_routes import add_oip_routes
 from serving.pictures import decode_picture
+from serving.request_context import TRACE_HEADERS, RequestContext, add_stage, working_for
 from serving.service import SegmentationService
-from serving.types import Prediction, PredictOptions, Timing, parse_tasks
+from serving.tracing import AttributeValue
+from serving.types import Prediction, PredictOptions, parse_tasks
 
 _WEB = Path(__file__).parents[1] / "web"
 _PAGE_HEADERS = {
@@ -54,11 +48,6 @@ _PAGE_HEADERS = {
 }
 mimetypes.add_type("text/javascript", ".js")  # a system's own table may say otherwise, and browsers then refuse modules
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_CLIENT_CLOSED = 499
-"""The status under which a request is counted whose client went away (nginx's number)."""
-
-_MULTIPART_OVERHEAD = 64 * 1024
-"""Bytes that a form may have beyond its picture: boundaries, headers, small fields."""
 
 logger = logging.getLogger("polyhead.http")
 
@@ -80,6 +69,9 @@ class SegmentQuery(BaseModel):
     mask_threshold: float | None = Field(None, ge=0, le=1, description="Probability from which a pixel is in a mask.")
     overlap_threshold: float | None = Field(None, ge=0, le=1, description="Least part of a mask left by better ones.")
     max_side: int | None = Field(None, ge=16, le=16384, description="Results' longer side, pixels.")
+    features: str | None = Field(
+        None, min_length=1, description="The id that POST /features gave: no encoder pass, if they are still kept."
+    )
 
     def task_list(self) -> list[str] | None:
         """The tasks, or None for the default ones."""
@@ -106,6 +98,7 @@ def create_app(service: SegmentationService, *, host_gives_request_id: bool = Fa
         redoc_url=None,
     )
     _add_segment(app, service)
+    add_feature_route(app, service)
     add_video_socket(app, service)
     add_oip_routes(app, service)
     _add_status(app, service)
@@ -116,47 +109,16 @@ def create_app(service: SegmentationService, *, host_gives_request_id: bool = Fa
 
 
 def _add_segment(app: FastAPI, service: SegmentationService) -> None:
-    problem_schema = Problem.model_json_schema()
-    picture_body = {
-        "requestBody": {
-            "required": True,
-            "description": "The picture: as the raw body, or as the form field `image`.",
-            "content": {
-                "image/*": {"schema": {"type": "string", "format": "binary"}},
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["image"],
-                        "properties": {"image": {"type": "string", "format": "binary"}},
-                    }
-                },
-            },
-        }
-    }
-
     answers: dict[int | str, dict[str, Any]] = {
         200: {"model": SegmentAnswer, "description": "Every asked task is in `results` or in `errors`."}
-    }
-    answers |= {
-        error.status: {"description": error.title, "content": {"application/problem+json": {"schema": problem_schema}}}
-        for error in (
-            InvalidImageError,
-            UnsupportedTaskError,
-            TooLargeError,
-            UnsupportedMediaTypeError,
-            UnusableImageError,
-            OverloadedError,
-            UnavailableError,
-            DeadlineExceededError,
-        )
     }
 
     @app.post(
         "/segment",
-        openapi_extra=picture_body,
+        openapi_extra=picture_body(" Not needed with `features`.", required=False),
         summary="Run tasks on one picture",
         response_model=None,
-        responses=answers,
+        responses=answers | problem_answers(UnsupportedTaskError, MissingBlocksError),
     )
     async def segment(
         request: Request,
@@ -166,7 +128,7 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
         ] = None,
     ) -> Response:
         """Answers JSON, or with `format` one task's PNG or overlay, or all arrays as an npz archive."""
-        _check_repeats(request)
+        check_repeats(request)
         tasks = service.engine.check_tasks(query.task_list())
         if query.format in ("png", "overlay") and len(tasks) != 1:
             raise InvalidOptionError(
@@ -177,12 +139,19 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
         if query.format in ("png", "overlay") and kind not in PICTURE_KINDS:
             raise no_picture(kind, query.format)
         async with service.admitted(x_request_timeout_s or service.settings.default_timeout_s) as deadline_s:
-            data = await _read_picture(request, service.settings.max_upload_bytes)
-            prediction = await service.predict(data, tasks, query.options(), deadline_s)
+            reading_s = time.perf_counter()
+            data = await read_picture(request, service.settings.max_upload_bytes)
+            add_stage("read", reading_s)
+            service.metrics.admission_s.observe(time.perf_counter() - request.state.begun)
+            if query.features and query.format == "overlay" and not data:
+                raise InvalidOptionError(
+                    "format=overlay shows the picture, and it did not come", remedy="send it along, or ask for png"
+                )
+            prediction = await service.predict(data, tasks, query.options(), deadline_s, query.features)
             if not prediction.results:
                 raise next(iter(prediction.errors.values()))
             response = await service.in_pool(lambda: _render(query, prediction, data, request, service))
-        response.headers["Server-Timing"] = _server_timing(prediction.timing)
+        response.headers["Server-Timing"] = server_timing(prediction.timing)
         return response
 
 
@@ -209,7 +178,8 @@ def _render(
             response = Response(overlay_png(result, picture, label_set), media_type="image/png")
         case "npz":
             response = Response(prediction_npz(prediction), media_type="application/octet-stream")
-    service.metrics.stage_s.labels("render", "").observe(time.perf_counter() - begun)
+    service.metrics.render_s.observe(time.perf_counter() - begun)
+    add_stage("render", begun)
     return response
 
 
@@ -250,7 +220,7 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_model=None)
     async def prometheus() -> Response:
-        return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+        return Response(service.metrics.render(service.metrics.snapshot()), media_type=metrics.CONTENT_TYPE)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -274,15 +244,18 @@ class _PageFiles(StaticFiles):
 def _add_problems(app: FastAPI, service: SegmentationService) -> None:
     @app.exception_handler(PolyheadError)
     async def polyhead_error(request: Request, error: PolyheadError) -> Response:
-        return _problem(service, error)
+        return _problem(service, request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_option(request: Request, error: RequestValidationError) -> Response:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}={e['input']!r}: {e['msg']}" for e in error.errors())
-        return _problem(service, InvalidOptionError(wrong, remedy="see /docs for the options and their values"))
+        mistake = InvalidOptionError(wrong, remedy="see /docs for the options and their values")
+        return _problem(service, request.scope, mistake)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        reason = HTTPStatus(error.status_code).name.lower().replace("_", "-")
+        service.metrics.rejected.labels(route_of(request.scope), reason).inc()
         problem = {"type": "about:blank", "title": error.detail, "status": error.status_code}
         detail = f"{request.method} {request.url.path}: {error.detail.lower()}"
         return JSONResponse(
@@ -293,85 +266,15 @@ def _add_problems(app: FastAPI, service: SegmentationService) -> None:
         )
 
 
-def _problem(service: SegmentationService, error: PolyheadError) -> Response:
-    service.metrics.refused.labels(error.reason).inc()
+def _problem(service: SegmentationService, scope: Scope, error: PolyheadError) -> Response:
+    service.metrics.count_failure(route_of(scope), error)
+    scope["state"]["error"] = error
     headers = {} if error.retry_after_s is None else {"Retry-After": str(int(error.retry_after_s))}
     return JSONResponse(error.problem(), error.status, headers=headers, media_type="application/problem+json")
 
 
-def _check_repeats(request: Request) -> None:
-    names = [name for name, _ in request.query_params.multi_items()]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidOptionError(
-            f"{', '.join(repeated)} given more than once", remedy="give each once, tasks separated by commas"
-        )
-
-
-async def _read_picture(request: Request, max_bytes: int) -> bytes:
-    """The picture's bytes from a raw body or a form, never holding more than `max_bytes` of it."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _read_form(request, max_bytes)
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise UnsupportedMediaTypeError(
-            f"the body is declared as {kind}",
-            remedy="declare it as Content-Type: image/jpeg (or image/png, …), or send the form field 'image'",
-        )
-    body = bytearray()
-    async for chunk in _limited(request, max_bytes, max_bytes):
-        body += chunk
-    return bytes(body)
-
-
-async def _read_form(request: Request, max_bytes: int) -> bytes:
-    limited = _limited(request, max_bytes + _MULTIPART_OVERHEAD, max_bytes)
-    try:
-        form = await MultiPartParser(request.headers, limited, max_files=8, max_fields=8).parse()
-    except MultiPartException as error:
-        raise InvalidOptionError(
-            f"the form can't be read: {error.message}", remedy="send one file as 'image'"
-        ) from None
-    images = form.getlist("image")
-    if len(images) != 1 or isinstance(images[0], str):
-        found = f"{len(images)} fields 'image'" if images else f"no field 'image', only {sorted(form)}"
-        if len(images) == 1:
-            found = "a field 'image' that is text, not a file"
-        raise InvalidOptionError(f"the form has {found}", remedy="send exactly one file as the field 'image'")
-    data = await images[0].read()
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes)
-    return data
-
-
-async def _limited(request: Request, max_total: int, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    declared = request.headers.get("content-length", "")
-    seen = 0
-    refused = declared.isdigit() and int(declared) > max_total
-    async for chunk in request.stream():
-        seen += len(chunk)
-        refused = refused or seen > max_total
-        if not refused:
-            yield chunk
-        elif seen > 4 * max_total:
-            break  # read on for a while, so that an honest client gets to see the answer; then give up
-    if refused:
-        raise _too_large(max_bytes)
-
-
-def _too_large(max_bytes: int) -> TooLargeError:
-    return TooLargeError(
-        f"the picture is over {max_bytes:,} bytes", remedy="send a smaller file; results would not get finer"
-    )
-
-
-def _server_timing(timing: Timing) -> str:
-    stages = {name: getattr(timing, f"{name}_ms") for name in ("queue", "decode", "preprocess", "encoder")}
-    stages |= timing.heads_ms | {"postprocess": timing.postprocess_ms, "total": timing.total_ms}
-    return ", ".join(f"{name};dur={milliseconds:.1f}" for name, milliseconds in stages.items())
-
-
 class _Observed:
-    """Gives every request an id, gives back what the caller's tracing sent, and counts requests by route and status."""
+    """Gives every request an id and a trace, counts requests by route and status, and writes the access log."""
 
     def __init__(self, app: ASGIApp, service: SegmentationService, host_gives_request_id: bool) -> None:
         self._app = app
@@ -379,7 +282,7 @@ class _Observed:
         self._host_gives_request_id = host_gives_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
@@ -387,13 +290,54 @@ class _Observed:
         request_id = headers.get("x-request-id", b"").decode("latin-1")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        given_back = {b"x-request-id": request_id.encode("latin-1")}
-        if "traceparent" in headers:
-            given_back[b"traceparent"] = headers["traceparent"]
-        if self._host_gives_request_id:
-            del given_back[b"x-request-id"]
-        status = _CLIENT_CLOSED  # until something else is sent
+        scope.setdefault("state", {}).update(request_id=request_id, begun=begun)
+        request = self._begin(scope, request_id, headers)
+        given_back = {name.encode(): value.encode("latin-1") for name, value in request.answer_headers.items()}
+        if not self._host_gives_request_id:
+            given_back[b"x-request-id"] = request_id.encode("latin-1")
+        with working_for(request):
+            if scope["type"] == "websocket":
+                await self._observe_socket(request, scope, receive, send)
+            else:
+                await self._observe_request(request, given_back, scope, receive, send)
+
+    def _begin(self, scope: Scope, request_id: str, headers: Mapping[str, bytes]) -> RequestContext:
+        given = {name: headers[name].decode("latin-1") for name in TRACE_HEADERS if name in headers}
+        request = RequestContext(request_id, given)
+        if self._service.tracer is not None and scope["path"] not in PROBES:
+            method = _method(scope)
+            attributes = {"http.request.method": method, "url.path": scope["path"], "url.scheme": scope["scheme"]}
+            request.span = self._service.tracer.begin(method, request_id, given, attributes)
+        return request
+
+    def _end(self, request: RequestContext, scope: Scope, code: int) -> None:
+        method, route, error = _method(scope), route_of(scope), scope["state"].get("error")
+        failed = error if error is not None and error.status >= 500 else None
+        attributes: dict[str, AttributeValue] = {"http.route": route, "http.response.status_code": code}
+        request.end_span(attributes, failed, name=f"{method} {route}")
+        log_access(request, method, route, str(code), time.perf_counter() - scope["state"]["begun"], error)
+
+    async def _observe_socket(self, request: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        """A web socket counts itself; its code here is 101, that of a refusal, or that of a close for a reason."""
+        code = metrics.SWITCHED
+
+        async def observe(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "websocket.http.response.start":
+                code = message["status"]
+            elif message["type"] == "websocket.close" and message.get("code", 1000) != 1000:
+                code = message["code"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            self._end(request, scope, code)
+
+    async def _observe_request(
+        self, request: RequestContext, given_back: Mapping[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        status = metrics.CLIENT_CLOSED  # until something else is sent
 
         async def observe(message: Message) -> None:
             nonlocal status
@@ -407,12 +351,18 @@ class _Observed:
         except ClientDisconnect:
             pass  # nobody is left to answer
         except Exception:
-            logger.exception("unexpected failure of request %s", request_id)
-            if status != _CLIENT_CLOSED:
+            logger.exception("unexpected failure of request %s", request.request_id)
+            if status != metrics.CLIENT_CLOSED:
                 raise
             bug = InternalError("an unexpected failure; the server's log has it", remedy="report the X-Request-Id")
-            await _problem(self._service, bug)(scope, receive, observe)
+            await _problem(self._service, scope, bug)(scope, receive, observe)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._service.metrics.requests.labels(route, str(status)).inc()
-            self._service.metrics.request_s.labels(route).observe(time.perf_counter() - begun)
+            route = route_of(scope)
+            if status == metrics.CLIENT_CLOSED:
+                self._service.metrics.cancelled.labels(route).inc()
+            self._service.metrics.count_request(route, status, time.perf_counter() - scope["state"]["begun"])
+            self._end(request, scope, status)
+
+
+def _method(scope: Scope) -> str:
+    return "GET" if scope["type"] == "websocket" else scope["method"]

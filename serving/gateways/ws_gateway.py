@@ -57,6 +57,8 @@ from serving.errors import (
     PolyheadError,
     StreamEvictedError,
 )
+from serving.metrics import FORBIDDEN, SWITCHED
+from serving.request_context import add_stage
 from serving.service import SegmentationService
 from serving.streams.frames import FrameFormat, frame_decoder
 from serving.streams.stream import MAX_IN_FLIGHT, DropPolicy, Frame, FrameAnswer, StreamConfig, VideoStream
@@ -70,9 +72,7 @@ _FRAME_OVERHEAD_BYTES = 1024
 """What a waiting frame counts beyond its data, so that tiny ones have a bound too."""
 _GOODBYE_S = 5.0
 """How long a client has to take the last message and the close."""
-_LEFT = 101
-"""The status under which a stream is counted that ended as the client wished (it switched protocols)."""
-_FORBIDDEN = 403
+_ROUTE = "/video"
 _CLOSE_CODES = {409: 4409, 429: 1013, 503: 1013}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -108,18 +108,19 @@ _KEYS = ", ".join(VideoConfig.model_fields)
 def add_video_socket(app: FastAPI, service: SegmentationService) -> None:
     """Let `app` answer `WS /video`."""
 
-    @app.websocket("/video")
+    @app.websocket(_ROUTE)
     async def video(socket: WebSocket) -> None:
-        status = _LEFT
+        status = SWITCHED
         try:
             if refusal := _cross_site(socket.headers):
-                status = _FORBIDDEN
+                status = FORBIDDEN
+                service.metrics.rejected.labels(_ROUTE, "forbidden").inc()
                 await socket.send_denial_response(JSONResponse(refusal, status, media_type="application/problem+json"))
             else:
                 await socket.accept()
                 status = await _Session(socket, service).run()
         finally:  # also if the host cancels this, as Ray Serve does when a client leaves
-            service.metrics.requests.labels("/video", str(status)).inc()
+            service.metrics.count_request(_ROUTE, status)
 
 
 def _cross_site(headers: Headers) -> dict[str, Any] | None:
@@ -134,7 +135,7 @@ def _cross_site(headers: Headers) -> dict[str, Any] | None:
     return {
         "type": "about:blank",
         "title": "Forbidden",
-        "status": _FORBIDDEN,
+        "status": FORBIDDEN,
         "detail": f"a page of {origin} may not open a video socket of {host}",
         "remedy": "use the page that this server gives; a proxy in between must pass the Host header on as it is",
     }
@@ -157,14 +158,21 @@ class _Session:
         try:
             await self._serve()
         except WebSocketDisconnect:
-            return _LEFT
+            self._service.metrics.cancelled.labels(_ROUTE).inc()
+            return SWITCHED
+        except asyncio.CancelledError:
+            self._service.metrics.cancelled.labels(_ROUTE).inc()
+            raise
         except PolyheadError as failure:
             error = failure
         except Exception:
             logger.exception("unexpected failure of a video socket")
             error = InternalError("an unexpected failure; the server's log has it", remedy="open a new stream")
+        if error is not None:
+            self._service.metrics.count_failure(_ROUTE, error)
+            self._socket.scope.setdefault("state", {})["error"] = error
         await self._say_goodbye(error)
-        return error.status if error else _LEFT
+        return error.status if error else SWITCHED
 
     async def _serve(self) -> None:
         config = await self._read_config()
@@ -248,8 +256,6 @@ class _Session:
 
     async def _answer(self, stream: VideoStream, masks: MaskFormat) -> None:
         async for answer in stream.answers():
-            if answer.error is not None:
-                self._service.metrics.refused.labels(answer.error.reason).inc()
             await self._send(await self._service.in_pool(partial(self._render, answer, masks)))
 
     def _render(self, answer: FrameAnswer, masks: MaskFormat) -> str:
@@ -267,7 +273,8 @@ class _Session:
             whole = prediction_json(answer.prediction, request_id="", bundle="", masks=masks)
             told |= {name: whole[name] for name in ("image", "results", "errors", "timing")}
         text = json.dumps(told, separators=(",", ":"))
-        self._service.metrics.stage_s.labels("render", "").observe(time.perf_counter() - begun)
+        self._service.metrics.render_s.observe(time.perf_counter() - begun)
+        add_stage("render", begun)
         return text
 
     async def _send(self, text: str) -> None:
@@ -285,7 +292,6 @@ class _Session:
         with suppress(TimeoutError, WebSocketDisconnect):
             async with asyncio.timeout(_GOODBYE_S):
                 if error is not None:
-                    self._service.metrics.refused.labels(error.reason).inc()
                     code, reason = _close_code(error.status), error.title
                     await self._socket.send_text(json.dumps({"problem": error.problem()}))
                 await self._socket.close(code, reason)

@@ -25,6 +25,7 @@ from serving.answers.render import MaskFormat
 from serving.engine import Engine
 from serving.errors import InvalidImageError, InvalidOptionError, PolyheadError, TooLargeError, UnavailableError
 from serving.oip.models import IMAGE, VERSION, Model, Output, find_model, model_names
+from serving.request_context import add_stage
 from serving.service import SegmentationService
 from serving.types import Prediction, PredictOptions, parse_tasks
 
@@ -221,6 +222,7 @@ async def infer(
     service: SegmentationService,
     call: Call,
     encode: Callable[[InferAnswer], Encoded],
+    begun: float,
     timeout_s: float | None = None,
 ) -> Encoded:
     """Answer a call that belongs to no sequence; its pictures may share a batch.
@@ -229,6 +231,7 @@ async def infer(
         service: of the replica.
         call: from `read_call`.
         encode: brings the answer into its protocol's form; runs in a picture thread.
+        begun: when the request arrived, on `time.perf_counter`.
         timeout_s: at most; None: the server's default. The call's own may be less.
 
     Raises:
@@ -244,6 +247,7 @@ async def infer(
     async with AsyncExitStack() as inside:
         for _ in call.pictures:
             deadline_s = await inside.enter_async_context(service.admitted(timeout_s))
+            service.metrics.admission_s.observe(time.perf_counter() - begun)
         running = [
             asyncio.create_task(_predict(service, call, number, deadline_s)) for number in range(len(call.pictures))
         ]
@@ -270,7 +274,8 @@ async def render(
     def work() -> Encoded:
         begun = time.perf_counter()
         encoded = encode(_answer(call, predictions))
-        service.metrics.stage_s.labels("render", "").observe(time.perf_counter() - begun)
+        service.metrics.render_s.observe(time.perf_counter() - begun)
+        add_stage("render", begun)
         return encoded
 
     return await service.in_pool(work)

@@ -27,7 +27,7 @@ from serving.errors import (
     StreamEvictedError,
     UnavailableError,
 )
-from serving.grpc_status import GrpcContext, set_status
+from serving.grpc_status import GrpcContext, begin_call, end_call, set_status
 from serving.oip.calls import (
     Call,
     InferAnswer,
@@ -43,6 +43,7 @@ from serving.oip.calls import (
 )
 from serving.oip.models import VERSION, find_model, model_config, model_metadata, model_names, server_metadata
 from serving.oip.sequences import Sequences
+from serving.request_context import RequestContext, working_for
 from serving.service import SegmentationService
 from serving.streams.stream import FrameAnswer
 
@@ -74,17 +75,19 @@ def _answered(
 
         async def call(self: OipMethods, request: Any, grpc_context: GrpcContext) -> Response:
             begun = time.perf_counter()
-            code = "CANCELLED"
+            outcome: PolyheadError | str = "CANCELLED"
+            named = begin_call(self.service.tracer, grpc_context, _route(name))
             try:
-                answer = await method(self, request)
-                code = "OK"
+                with working_for(named):
+                    answer = await method(self, request)
+                outcome = "OK"
             except Exception as failure:  # noqa: BLE001  # logged there
-                error = _told(self.service, failure)
-                code = error.grpc_status
-                set_status(grpc_context, error)
+                outcome = _told(failure)
+                set_status(grpc_context, outcome)
                 answer = response()
             finally:
-                _count(self.service, name, code, begun)
+                _count(self.service, name, outcome, begun)
+                _end(named, name, outcome, begun)
             return answer
 
         # Not functools.wraps: the host looks for `grpc_context` in the signature, and would follow the wrapped one's.
@@ -169,9 +172,10 @@ class OipMethods:
     @_answered(service_pb2.ModelInferResponse)
     async def ModelInfer(self, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:  # noqa: N802
         """Answer pictures, which belong to no sequence."""
+        begun = time.perf_counter()
         asked = read_request(request)
         call = read_call(self.service, asked, InferParameters.read(asked.parameters))
-        return await infer(self.service, call, to_response)
+        return await infer(self.service, call, to_response, begun)
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[service_pb2.ModelInferRequest], grpc_context: GrpcContext
@@ -182,6 +186,8 @@ class OipMethods:
             requests: until their end, which is no proof that the client is content.
             grpc_context: of the call.
         """
+        begun = time.perf_counter()
+        named = begin_call(self.service.tracer, grpc_context, _route("ModelStreamInfer"))
         limit = self.service.settings.max_streams
         if self._streams >= limit:
             error = OverloadedError(
@@ -189,22 +195,27 @@ class OipMethods:
                 remedy="close one, or raise POLYHEAD_MAX_STREAMS",
                 retry_after_s=self.service.settings.stream_idle_s,
             )
-            set_status(grpc_context, _told(self.service, error))
-            _count(self.service, "ModelStreamInfer", error.grpc_status, time.perf_counter())
+            set_status(grpc_context, error)
+            _count(self.service, "ModelStreamInfer", error, time.perf_counter())
+            _end(named, "ModelStreamInfer", error, begun)
             return
         self._streams += 1
-        stream = _InferStream(self.service, requests)
+        outcome: PolyheadError | str = "CANCELLED"
+        with working_for(named):
+            stream = _InferStream(self.service, requests)
         watcher = asyncio.create_task(stream.end_in_time(asyncio.current_task(), grpc_context), name="oip watcher")
         try:
             async with aclosing(stream.answers()) as answers:
                 async for answer in answers:
                     yield answer
+            outcome = "OK"
             if stream.ended_because is not None:
                 set_status(grpc_context, stream.ended_because)
         finally:
             self._streams -= 1
             watcher.cancel()
             await stream.close()
+            _end(named, "ModelStreamInfer", stream.ended_because or outcome, begun)
 
     ModelStatistics = _unsupported("ModelStatistics", "GET /metrics over HTTP has counts and durations for Prometheus")
     RepositoryModelLoad = _unsupported("RepositoryModelLoad", _BUNDLE)
@@ -355,11 +366,12 @@ async def _begin(
     service: SegmentationService, message: service_pb2.ModelInferRequest, sequences: Sequences
 ) -> Coroutine[Any, Any, service_pb2.ModelInferResponse]:
     """Take a stream's request in, in its turn; what is returned awaits its answer."""
+    begun = time.perf_counter()
     try:
         request = read_request(message)
         parameters = InferParameters.read(request.parameters)
         if not parameters.sequence_id:
-            return infer(service, read_call(service, request, parameters), to_response)
+            return infer(service, read_call(service, request, parameters), to_response, begun)
         return _of_frame(service, *await sequences.push(request, parameters))
     except Exception as failure:  # noqa: BLE001  # it is this request's answer
         return _failed(failure)
@@ -385,33 +397,48 @@ async def _stream_answer(
     work: Coroutine[Any, Any, service_pb2.ModelInferResponse],
 ) -> ModelStreamInferResponse:
     begun = time.perf_counter()
-    code = "CANCELLED"
+    outcome: PolyheadError | str = "CANCELLED"
     try:
         response = await work
         response.parameters["triton_final_response"].bool_param = True
-        code = "OK"
+        outcome = "OK"
         return ModelStreamInferResponse(infer_response=response)
     except Exception as failure:  # noqa: BLE001  # logged there
-        error = _told(service, failure)
-        code = error.grpc_status
+        outcome = _told(failure)
         response = service_pb2.ModelInferResponse(model_name=message.model_name, id=message.id)
-        return ModelStreamInferResponse(error_message=error_text(error), infer_response=response)
+        return ModelStreamInferResponse(error_message=error_text(outcome), infer_response=response)
     finally:
-        _count(service, "ModelStreamInfer", code, begun)
+        _count(service, "ModelStreamInfer", outcome, begun)
 
 
-def _told(service: SegmentationService, failure: Exception) -> PolyheadError:
+def _told(failure: Exception) -> PolyheadError:
     """A failure as the client hears of it: a bug without its insides, which go to the log."""
     if isinstance(failure, PolyheadError):
-        error = failure
-    else:
-        logger.error("unexpected failure", exc_info=failure)
-        error = InternalError("an unexpected failure; the server's log has it", remedy="report it")
-    service.metrics.refused.labels(error.reason).inc()
-    return error
+        return failure
+    logger.error("unexpected failure", exc_info=failure)
+    return InternalError("an unexpected failure; the server's log has it", remedy="report it")
 
 
-def _count(service: SegmentationService, method: str, code: str, begun: float) -> None:
-    route = f"/inference.GRPCInferenceService/{method}"
-    service.metrics.requests.labels(route, code).inc()
-    service.metrics.request_s.labels(route).observe(time.perf_counter() - begun)
+def _count(service: SegmentationService, method: str, outcome: PolyheadError | str, begun: float) -> None:
+    """Count a request by what it came to: a failure, or the name of a gRPC status."""
+    metrics, route, code = service.metrics, _route(method), _code(outcome)
+    if not isinstance(outcome, str):
+        metrics.count_failure(route, outcome)
+    elif code == "CANCELLED":
+        metrics.cancelled.labels(route).inc()
+    elif code != "OK":
+        metrics.rejected.labels(route, code.lower()).inc()
+    metrics.count_request(route, code, time.perf_counter() - begun)
+
+
+def _end(request: RequestContext, method: str, outcome: PolyheadError | str, begun: float) -> None:
+    error = None if isinstance(outcome, str) else outcome
+    end_call(request, _route(method), _code(outcome), begun, error)
+
+
+def _route(method: str) -> str:
+    return f"/inference.GRPCInferenceService/{method}"
+
+
+def _code(outcome: PolyheadError | str) -> str:
+    return outcome if isinstance(outcome, str) else outcome.grpc_status

@@ -29,6 +29,7 @@ from serving.errors import (
     StreamEvictedError,
     TooLargeError,
 )
+from serving.request_context import RequestContext, add_stage, current_request, working_for
 from serving.types import Prediction, PredictOptions, Timing
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class _Job:
         ready_s: when there was an answer, on `time.monotonic`; None: there is none yet.
         dropped: frames that were dropped between the one before and this one.
         counted: it takes one of the stream's places; a frame that was refused does not.
+        request: of the stream, with the frame's own span; from the moment that it is taken.
     """
 
     frame: Frame
@@ -173,6 +175,7 @@ class _Job:
     ready_s: float | None = None
     dropped: int = 0
     counted: bool = True
+    request: RequestContext | None = None
 
 
 class VideoStream:
@@ -204,6 +207,9 @@ class VideoStream:
         self.active_s = time.monotonic()
         self.num_frames = 0
         self._service = service
+        self._request = current_request()
+        if self._request is not None:
+            self._request.add_tasks(config.tasks)
         self._decoder: FrameDecoder | None = decoder
         self._on_change = on_change
         self._states: dict[str, StreamState] = {}
@@ -222,7 +228,7 @@ class VideoStream:
     @property
     def state_bytes(self) -> int:
         """Memory that the stream's heads keep between frames."""
-        return sum(state.num_bytes for state in self._states.values())
+        return sum(state.num_bytes for state in list(self._states.values()))  # it is also asked from other threads
 
     @property
     def busy(self) -> bool:
@@ -299,7 +305,11 @@ class VideoStream:
             job = self._under_way.popleft()
             self._read_s = self.active_s = now_s = time.monotonic()
             self._notify()
-            yield FrameAnswer(job.frame, job.prediction, job.error, job.dropped, now_s - job.frame.arrived_s)
+            age_s = now_s - job.frame.arrived_s
+            metrics = self._service.metrics
+            metrics.frames.labels(job.error.reason if job.error else "ok").inc()
+            metrics.frame_age_s.observe(age_s)
+            yield FrameAnswer(job.frame, job.prediction, job.error, job.dropped, age_s)
 
     # The two sides of the door
 
@@ -339,6 +349,7 @@ class VideoStream:
                 )
             elif self._waiting:  # or else all that is inside is under way, and this one may wait
                 oldest = self._waiting.popleft()
+                self._service.metrics.frames_dropped.inc()
                 (self._waiting[0] if self._waiting else job).dropped += 1 + oldest.dropped
         self._waiting.append(job)
         self._notify()
@@ -398,11 +409,24 @@ class VideoStream:
         job = self._waiting.popleft()
         self._under_way.append(job)
         self._notify()
+        job.request = self._begin_request(job)
         if job.error is None:
-            error = await self._try_in_pool(lambda: self._prepare(job))
+            self._service.metrics.admission_s.observe(time.monotonic() - job.frame.arrived_s)
+            with working_for(job.request):
+                error = await self._try_in_pool(lambda: self._prepare(job))
             job.error = job.error or error
             job.frame = _without_data(job.frame)
         return job
+
+    def _begin_request(self, job: _Job) -> RequestContext | None:
+        """What the stream's request is for one frame: the same, with a span of its own from the frame's arrival on."""
+        if self._request is None or self._request.span is None:
+            return self._request
+        arrived_s = time.perf_counter() - (time.monotonic() - job.frame.arrived_s)
+        span = self._request.span.child("frame", arrived_s, {"polyhead.frame_id": str(job.frame.frame_id)})
+        if job.image is not None:  # a codec that keeps state decodes at once
+            span.stage("decode", arrived_s, arrived_s + job.timing.decode_ms / 1e3)
+        return replace(self._request, span=span, encoder_passes=0)
 
     @property
     def _may_take(self) -> bool:
@@ -421,7 +445,7 @@ class VideoStream:
         self._check_age(job)
         decoder = self._decoder
         if job.image is None and decoder is not None:
-            [(_, decoded)], job.timing.decode_ms = _timed(lambda: decoder.decode(job.frame))
+            [(_, decoded)], job.timing.decode_ms = _timed(lambda: decoder.decode(job.frame), "decode")
             if isinstance(decoded, PolyheadError):
                 raise decoded
             job.image = decoded
@@ -430,7 +454,9 @@ class VideoStream:
             return  # the stream was ended
         job.image_size, job.image = (image.height, image.width), None
         engine, config = self._service.engine, self.config
-        job.inputs, job.timing.preprocess_ms = _timed(lambda: engine.prepare(image, config.tasks, config.options))
+        job.inputs, job.timing.preprocess_ms = _timed(
+            lambda: engine.prepare(image, config.tasks, config.options), "preprocess"
+        )
 
     async def _encode(self, job: _Job) -> tuple[Sequence[PassInput], list[PassOutput]] | None:
         """One frame through its passes, with the states that the last one left; keeps those that it leaves.
@@ -445,7 +471,7 @@ class VideoStream:
         try:
             deadline_s = self._check_age(job)
             with service.admission.frame():
-                answers = await service.run_passes(inputs, deadline_s)
+                answers = await service.run_passes(inputs, deadline_s, job.request)
         except PolyheadError as error:
             job.error = error.with_traceback(None)
             return None
@@ -454,6 +480,8 @@ class VideoStream:
             job.timing.queue_ms = max(job.timing.queue_ms, 1e3 * answer.queue_s)
             self._states.update(answer.output.states)
         self.num_frames += 1
+        if self._request is not None and job.request is not self._request:
+            self._request.encoder_passes += job.timing.encoder_passes
         self._on_change(self)
         return job.inputs, [answer.output for answer in answers]
 
@@ -462,14 +490,15 @@ class VideoStream:
 
         def finish() -> Prediction:
             (results, errors), job.timing.postprocess_ms = _timed(
-                lambda: service.engine.finish(inputs, outputs, self.config.options)
+                lambda: service.engine.finish(inputs, outputs, self.config.options), "postprocess"
             )
             job.timing.total_ms = 1e3 * (time.monotonic() - job.frame.arrived_s)
             prediction = Prediction(job.image_size, inputs[0].geometry.output_size, results, errors, job.timing)
             service.metrics.count_prediction(prediction)
             return prediction
 
-        outcome = await self._try_in_pool(finish)
+        with working_for(job.request):
+            outcome = await self._try_in_pool(finish)
         if isinstance(outcome, PolyheadError):
             job.error = outcome
         else:
@@ -479,7 +508,12 @@ class VideoStream:
     def _ready(self, job: _Job) -> None:
         job.inputs = ()
         job.ready_s = time.monotonic()
+        self._end_span(job, job.error)
         self._notify()
+
+    def _end_span(self, job: _Job, error: PolyheadError | None) -> None:
+        if job.request is not None and job.request is not self._request:
+            job.request.end_span(error=error)
 
     def _check_age(self, job: _Job) -> float | None:
         """The frame's deadline on `time.monotonic`, if it has one that has not passed."""
@@ -531,6 +565,9 @@ class VideoStream:
         if self._failure is not None:
             return
         self._failure = error
+        for job in self._under_way:
+            if job.ready_s is None:
+                self._end_span(job, error)
         for task in self._tasks:
             task.cancel()
         self._states.clear()
@@ -552,11 +589,14 @@ def _without_data(frame: Frame) -> Frame:
     return replace(frame, data=b"")
 
 
-def _timed(function: Callable[[], Value]) -> tuple[Value, float]:
-    """What a function returns, and the milliseconds that it took."""
+def _timed(function: Callable[[], Value], stage: str | None = None) -> tuple[Value, float]:
+    """What a function returns, and the milliseconds that it took; `stage` is what the frame's trace calls it."""
     begun = time.perf_counter()
     value = function()
-    return value, 1e3 * (time.perf_counter() - begun)
+    ended = time.perf_counter()
+    if stage is not None:
+        add_stage(stage, begun, ended)
+    return value, 1e3 * (ended - begun)
 
 
 def _internal(detail: str, *, remedy: str) -> InternalError:

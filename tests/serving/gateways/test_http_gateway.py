@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -459,7 +460,7 @@ def assert_bug_is_told(service: SegmentationService, response: Any, caplog: pyte
     assert record.exc_info is not None and str(record.exc_info[1]) == "secret of the server"
     assert sample(service, "polyhead_requests_total", route="/segment", code="500") == 1
     assert sample(service, "polyhead_request_seconds_count", route="/segment") == 1
-    assert sample(service, "polyhead_refused_total", reason="internal") == 1
+    assert sample(service, "polyhead_failed_total", route="/segment", code="internal") == 1
     assert service.admission.inside == 0
 
 
@@ -500,6 +501,7 @@ def test_a_client_that_goes_away_is_counted_and_nothing_is_said(
     sent = asyncio.run(call(service, receive, headers=[(b"content-type", content_type)]))
     assert sent == []
     assert sample(service, "polyhead_requests_total", route="/segment", code="499") == 1
+    assert sample(service, "polyhead_cancelled_total", route="/segment") == 1
     assert service.admission.inside == 0
     assert [record for record in caplog.records if record.name.startswith("polyhead")] == []
 
@@ -614,7 +616,10 @@ def test_a_request_for_two_tasks_is_counted_as_one_pass_with_one_saved(
     assert 'polyhead_head_runs_total{head="panoptic"} 1.0' in lines
     assert 'polyhead_head_runs_total{head="depth"} 1.0' in lines
     assert 'polyhead_requests_total{code="200",route="/segment"} 1.0' in lines
-    assert 'polyhead_info{bundle="tiny",encoder="tiny",revision="abc123"} 1.0' in lines
+    assert (
+        f'polyhead_info{{bundle="tiny",device="cpu",dtype="float32",encoder="tiny",revision="abc123",'
+        f'version="{version("polyhead")}"}} 1.0'
+    ) in lines
 
 
 def test_a_request_for_one_task_saves_no_pass(client: TestClient, service: SegmentationService, photo: bytes) -> None:
@@ -631,8 +636,9 @@ def test_refusals_are_counted_by_reason_and_requests_by_route_and_code(
     client.post("/segment", params={"tasks": "x"}, content=photo, headers=PNG)
     client.get("/nowhere/at/all")
     client.get("/healthz")
-    assert sample(service, "polyhead_refused_total", reason="invalid-image") == 1
-    assert sample(service, "polyhead_refused_total", reason="unsupported-task") == 1
+    assert sample(service, "polyhead_rejected_total", route="/segment", code="invalid-image") == 1
+    assert sample(service, "polyhead_rejected_total", route="/segment", code="unsupported-task") == 1
+    assert sample(service, "polyhead_rejected_total", route="other", code="not-found") == 1
     assert sample(service, "polyhead_requests_total", route="/segment", code="400") == 1
     assert sample(service, "polyhead_requests_total", route="/segment", code="404") == 1
     assert sample(service, "polyhead_requests_total", route="other", code="404") == 1
@@ -644,9 +650,10 @@ def test_every_metric_of_a_request_is_in_seconds_by_stage(
     client: TestClient, service: SegmentationService, photo: bytes
 ) -> None:
     client.post("/segment", params={"tasks": "depth"}, content=photo, headers=PNG)
-    for stage in ("queue", "decode", "preprocess", "encoder", "postprocess", "render"):
-        assert sample(service, "polyhead_stage_seconds_count", stage=stage, head="") == 1
-    assert sample(service, "polyhead_stage_seconds_count", stage="head", head="depth") == 1
+    for stage in ("admission", "queue", "decode", "preprocess", "encoder", "postprocess", "render"):
+        assert sample(service, f"polyhead_{stage}_seconds_count") == 1, stage
+    assert sample(service, "polyhead_head_seconds_count", head="depth") == 1
+    assert sample(service, "polyhead_head_seconds_count", head="panoptic") == 0
     assert sample(service, "polyhead_request_seconds_count", route="/segment") == 1
 
 
@@ -672,7 +679,7 @@ def test_the_schema_tells_the_options_and_both_ways_to_send_a_picture(client: Te
     operation = client.get("/openapi.json").json()["paths"]["/segment"]["post"]
     assert operation["requestBody"]["content"].keys() == {"image/*", "multipart/form-data"}
     assert {parameter["name"] for parameter in operation["parameters"]} == {
-        "tasks", "format", "masks", "score_threshold", "mask_threshold", "overlap_threshold", "max_side",
+        "tasks", "format", "masks", "score_threshold", "mask_threshold", "overlap_threshold", "max_side", "features",
         "x-request-timeout-s",
     }  # fmt: skip
     assert all(parameter["description"] for parameter in operation["parameters"])
