@@ -7,7 +7,7 @@ Entries with equal keys may share a batch. A batch leaves when it is full, or wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -76,7 +76,11 @@ class BatchQueue(Generic[Item]):
 
     def __len__(self) -> int:
         """Entries waiting that are still wanted."""
-        return sum(not entry.cancelled for queue in self._queues.values() for entry in queue)
+        return sum(1 for _ in self.items())
+
+    def items(self) -> Iterator[Item]:
+        """What waits and is still wanted."""
+        return (entry.item for queue in self._queues.values() for entry in queue if not entry.cancelled)
 
     def push(self, entry: Entry[Item]) -> None:
         """Add an entry behind those of its key."""

@@ -26,6 +26,22 @@ class PassAnswer:
     queue_s: float
 
 
+@dataclass(frozen=True)
+class BatchRun:
+    """A batch that was run.
+
+    Attributes:
+        inputs, outputs: one for each picture.
+        seconds: that it took.
+        wait_s: how long the picture that came first had waited.
+    """
+
+    inputs: Sequence[PassInput]
+    outputs: Sequence[PassOutput]
+    seconds: float
+    wait_s: float
+
+
 @dataclass
 class _Job:
     item: PassInput
@@ -38,7 +54,7 @@ class PassRunner:
     Args:
         run_pass: `Engine.run_pass`.
         policy: of batching.
-        on_batch: told (outputs, seconds) after each batch, in the accelerator's thread.
+        on_batch: told of each batch after its answers, in the accelerator's thread.
         clock: seconds, monotonic.
     """
 
@@ -47,7 +63,7 @@ class PassRunner:
         run_pass: RunPass,
         policy: BatchPolicy,
         *,
-        on_batch: Callable[[Sequence[PassOutput], float], None] = lambda outputs, seconds: None,
+        on_batch: Callable[[BatchRun], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_pass = run_pass
@@ -64,6 +80,12 @@ class PassRunner:
         """Pictures in the queue."""
         with self._changed:
             return len(self._queue)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the pictures in the queue."""
+        with self._changed:
+            return sum(job.item.pixels.nbytes for job in self._queue.items())
 
     @property
     def alive(self) -> bool:
@@ -140,7 +162,9 @@ class PassRunner:
         for entry, answer in zip(entries, answers, strict=True):
             entry.item.future.set_result(answer)
         try:
-            self._on_batch(outputs, self._clock() - started_s)
+            wait_s = max(answer.queue_s for answer in answers)
+            inputs = [entry.item.item for entry in entries]
+            self._on_batch(BatchRun(inputs, outputs, self._clock() - started_s, wait_s))
         except Exception:
             logger.exception("counting a batch failed")
 

@@ -27,6 +27,7 @@ from serving.errors import (
     UnsupportedMediaTypeError,
     UnsupportedTaskError,
 )
+from serving.metrics import route_of
 from serving.oip.calls import (
     Call,
     InferAnswer,
@@ -206,7 +207,8 @@ def _add_infer(router: APIRouter, service: SegmentationService) -> None:
             }
             return _response(answer, binary, headers.get("accept-encoding", ""))
 
-        return await infer(service, call, encode, max(0.0, deadline_s - time.monotonic()))
+        timeout_s = max(0.0, deadline_s - time.monotonic())
+        return await infer(service, call, encode, request.state.begun, timeout_s)
 
 
 def _route_class(service: SegmentationService) -> type[APIRoute]:
@@ -220,24 +222,24 @@ def _route_class(service: SegmentationService) -> type[APIRoute]:
                 try:
                     return await handler(request)
                 except PolyheadError as error:
-                    return _failure(service, error)
+                    return _failure(service, request, error)
                 except RequestValidationError as error:
                     wrong = "; ".join(f"{e['loc'][-1]}={e['input']!r}: {e['msg']}" for e in error.errors())
-                    return _failure(service, InvalidOptionError(wrong, remedy="see /docs"))
+                    return _failure(service, request, InvalidOptionError(wrong, remedy="see /docs"))
                 except ClientDisconnect:
                     raise
                 except Exception:
                     logger.exception("unexpected failure")
                     bug = InternalError("an unexpected failure; the server's log has it", remedy="report it")
-                    return _failure(service, bug)
+                    return _failure(service, request, bug)
 
             return answer
 
     return OipRoute
 
 
-def _failure(service: SegmentationService, error: PolyheadError) -> Response:
-    service.metrics.refused.labels(error.reason).inc()
+def _failure(service: SegmentationService, request: Request, error: PolyheadError) -> Response:
+    service.metrics.count_failure(route_of(request.scope), error)
     headers = {} if error.retry_after_s is None else {"Retry-After": str(int(error.retry_after_s))}
     return JSONResponse({"error": error_text(error)}, error.status, headers=headers)
 

@@ -81,7 +81,7 @@ class StreamRegistry:
             "this replica is stopping", remedy="open a new stream", retry_after_s=1
         )
         for stream in list(self._streams):
-            self._evict(stream, self._stopping)
+            self._evict(stream, "stopping", self._stopping)
 
     def evict_idle(self, now_s: float) -> None:
         """End the streams whose clients have neither sent a frame nor read a waiting answer for too long."""
@@ -89,16 +89,18 @@ class StreamRegistry:
         for stream in list(self._streams):
             since_s = stream.idle_since_s
             if since_s is not None and now_s - since_s > idle_s:
-                what = "answers were not read" if stream.busy else "no frame came"
+                what, why = ("answers were not read", "unread") if stream.busy else ("no frame came", "idle")
                 self._evict(
                     stream,
+                    why,
                     StreamEvictedError(
                         f"{what} for {idle_s:g} s", remedy="open a new stream, or raise POLYHEAD_STREAM_IDLE_S"
                     ),
                 )
 
-    def _evict(self, stream: VideoStream, error: PolyheadError) -> None:
+    def _evict(self, stream: VideoStream, why: str, error: PolyheadError) -> None:
         self._streams.discard(stream)
+        self._service.metrics.stream_evictions.labels(why).inc()
         stream.evict(error)
 
     def _keep_within_memory(self, changed: VideoStream) -> None:
@@ -110,6 +112,7 @@ class StreamRegistry:
             if stream.state_bytes:
                 self._evict(
                     stream,
+                    "memory",
                     StreamEvictedError(
                         f"the streams of this replica remember more than {limit} bytes, and this one was idle longest",
                         remedy="open fewer streams, or raise POLYHEAD_MAX_STREAM_STATE_BYTES",

@@ -195,7 +195,7 @@ def test_each_batch_is_reported_with_its_outputs_and_seconds(
         clock.now_s += 7
         return run_pass(inputs)
 
-    runner = make_runner(slow, on_batch=lambda outputs, seconds: told.append((list(outputs), seconds)))
+    runner = make_runner(slow, on_batch=lambda batch: told.append((list(batch.outputs), batch.seconds)))
     answer = runner.submit(picture("a")).result(PATIENCE_S)
     runner.stop()
     ((outputs, seconds),) = told
@@ -205,7 +205,7 @@ def test_each_batch_is_reported_with_its_outputs_and_seconds(
 
 def test_nobody_waits_for_the_counting_of_a_batch(make_runner: Callable[..., PassRunner]) -> None:
     counted = threading.Event()
-    runner = make_runner(run_pass, on_batch=lambda outputs, seconds: counted.wait(PATIENCE_S))
+    runner = make_runner(run_pass, on_batch=lambda batch: counted.wait(PATIENCE_S))
     try:
         assert name_of(runner.submit(picture("a"))) == "a"
         assert not counted.is_set()
@@ -219,7 +219,7 @@ def test_a_batch_that_failed_is_not_reported(make_runner: Callable[..., PassRunn
     def fail(inputs: Sequence[PassInput]) -> list[PassOutput]:
         raise RuntimeError("no luck")
 
-    runner = make_runner(fail, on_batch=lambda outputs, seconds: told.append(outputs))
+    runner = make_runner(fail, on_batch=told.append)
     future = runner.submit(picture("a"))
     runner.stop()
     assert isinstance(future.exception(PATIENCE_S), InternalError)

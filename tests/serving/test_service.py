@@ -369,7 +369,8 @@ def test_the_gauges_tell_who_is_inside_and_who_waits(make_service: MakeService, 
         while service._runner.waiting < 1:
             await asyncio.sleep(0)
         assert sample(service, "polyhead_pictures_inside") == 2
-        assert sample(service, "polyhead_pictures_waiting") == 1
+        assert sample(service, "polyhead_queue_pictures") == 1
+        assert sample(service, "polyhead_queue_bytes") == 3 * 56 * 56
         gate.opened.set()
         await asyncio.gather(*tasks)
 

@@ -341,7 +341,9 @@ def test_what_is_wrong_with_a_request_is_its_status(
     _, problem = run(service, lambda peer: failure(peer.stub.Segment(request)))
     assert type(problem) is kind
     assert words in problem.detail
-    assert sample(service, "polyhead_refused_total", reason=problem.reason) == 1
+    route = "/polyhead.v1.SegmentationService/Segment"
+    assert sample(service, "polyhead_rejected_total", route=route, code=problem.reason) == 1
+    assert sample(service, "polyhead_cancelled_total", route=route) == 0
     assert sample(service, "polyhead_pictures_inside") == 0
 
 
@@ -387,6 +389,7 @@ def test_a_cancelled_call_leaves_its_place(make_service: MakeService, encode_pic
     run(service, scenario)
     route = "/polyhead.v1.SegmentationService/Segment"
     assert sample(service, "polyhead_requests_total", route=route, code="CANCELLED") == 1
+    assert sample(service, "polyhead_cancelled_total", route=route) == 1
 
 
 def test_one_head_that_fails_is_told_beside_the_results_of_the_others(
@@ -861,7 +864,9 @@ def test_a_client_that_never_reads_is_evicted_and_leaves_nothing(
         assert not only._under_way and not only._waiting
         while not sample(service, "polyhead_requests_total", route=STREAMS, code="CANCELLED"):
             await asyncio.sleep(0.005)  # the call itself ends too, though the client is still there
-        assert sample(service, "polyhead_refused_total", reason="stream-evicted") == 1
+        assert sample(service, "polyhead_rejected_total", route=STREAMS, code="stream-evicted") == 1
+        assert sample(service, "polyhead_stream_evictions_total", code="unread") == 1
+        assert sample(service, "polyhead_cancelled_total", route=STREAMS) == 0
         stream._sender.cancel()
 
     run(service, scenario)

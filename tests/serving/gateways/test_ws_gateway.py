@@ -235,7 +235,9 @@ def test_a_frame_that_is_no_picture_fails_alone(
         assert failed.keys() == {"frame_id", "captured_at_us", "dropped_since_last", "age_ms", "error"}
         Problem.model_validate(failed["error"])
         assert failed["error"]["status"] == 400
-    assert sample(service, "polyhead_refused_total", reason="invalid-image") == 2
+    assert sample(service, "polyhead_frames_total", code="invalid-image") == 2
+    assert sample(service, "polyhead_frames_total", code="ok") == 2
+    assert sample(service, "polyhead_frame_age_seconds_count") == 4
 
 
 def test_two_sockets_do_not_mix(client: TestClient, encode_picture: Callable[..., bytes]) -> None:

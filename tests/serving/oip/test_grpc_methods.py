@@ -734,7 +734,7 @@ def test_calls_and_refusals_are_counted(server: Server, client: triton.Inference
         assert count("polyhead_requests_total", {"route": route, "code": "OK"}) == 1
         assert count("polyhead_requests_total", {"route": route, "code": "INVALID_ARGUMENT"}) == 1
         assert count("polyhead_request_seconds_count", {"route": route}) == 2
-    assert count("polyhead_refused_total", {"reason": "invalid-image"}) == 2
+        assert count("polyhead_rejected_total", {"route": route, "code": "invalid-image"}) == 1
 
 
 # Streams

@@ -334,8 +334,9 @@ def test_requests_and_refusals_are_counted_by_route(
     route = "/v2/models/{model}/infer"
     assert count("polyhead_requests_total", {"route": route, "code": "200"}) == 1
     assert count("polyhead_requests_total", {"route": route, "code": "400"}) == 1
-    assert count("polyhead_refused_total", {"reason": "invalid-image"}) == 1
-    assert count("polyhead_stage_seconds_count", {"stage": "render", "head": ""}) == 1
+    assert count("polyhead_rejected_total", {"route": route, "code": "invalid-image"}) == 1
+    assert count("polyhead_render_seconds_count") == 1
+    assert count("polyhead_admission_seconds_count") == 2
 
 
 # Refusals
