@@ -9,28 +9,35 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
+import io
 import logging
+import logging.handlers
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psutil
 import torch
 from fastapi import FastAPI
 
-from serving.config import Settings
+from serving import logs
+from serving.config import Settings, read_settings
 from serving.errors import StartError, UnavailableError
 from serving.gateways import grpc_gateway
 from serving.gateways.grpc_gateway import GrpcGateway
 from serving.gateways.http_gateway import create_app
 from serving.grpc_status import GrpcContext, set_status
+from serving.oip import grpc_methods
 from serving.oip.grpc_methods import OipMethods
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
@@ -42,15 +49,18 @@ if TYPE_CHECKING:
 
 APPLICATION = "polyhead"
 
-SERVICER_FUNCTIONS = [
-    *grpc_gateway.SERVICER_FUNCTIONS,
-    "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
-]
+SERVICER_FUNCTIONS = [*grpc_gateway.SERVICER_FUNCTIONS, *grpc_methods.SERVICER_FUNCTIONS]
 """Import paths of all gRPC services; Ray Serve adds reflection."""
 
 _DAY_S = 24 * 3600
 _STOP_S = 20.0
 """How long a stopping replica may take to finish requests under way, after `drain_s`, before it is killed."""
+
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, by the shells' custom."""
+
+_KILL_S = 5.0
+"""How long killed processes may take to be gone."""
 
 _DIRECT_S = 10.0
 """How long HAProxy may take to see a started replica."""
@@ -63,6 +73,9 @@ _HAPROXY_PORTS = {
 }
 """Ray Serve's own defaults; used where they are free."""
 
+_cleanup = ExitStack()
+atexit.register(_cleanup.close)
+
 logger = logging.getLogger("polyhead.app")
 
 
@@ -74,8 +87,10 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        logging.basicConfig(level=logging.INFO)
-        self.service = create_service(Settings(**settings))
+        given = Settings(**settings)
+        _configure_logs(given)
+        _keep_grpc_port_apart()
+        self.service = create_service(given)
         _call_when_stopping(self.service.streams.end_all)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -140,6 +155,32 @@ async def _nothing() -> AsyncIterator[Any]:
     yield
 
 
+def _configure_logs(settings: Settings) -> None:
+    """Set up this replica's log.
+
+    Ray Serve sends what a replica writes to stderr into the replica's log file, as the messages of lines of its own. A
+    JSON object would be text within one, so JSON goes to the file itself, whose other lines then look the same.
+    """
+    if settings.log_format == "text":
+        logs.write_text()
+        return
+    handlers = logging.getLogger("ray.serve").handlers
+    files = [handler.target for handler in handlers if isinstance(handler, logging.handlers.MemoryHandler)]
+    logs.write_json(next((file for file in files if file is not None), logging.StreamHandler()), _replica_fields())
+
+
+def _replica_fields() -> dict[str, str]:
+    """What the lines of a replica's log say of it; nothing outside of one."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:
+        return {}
+    return {"application": context.app_name, "deployment": context.deployment, "replica": context.replica_tag}
+
+
 def _call_when_stopping(callback: Callable[[], None]) -> None:
     """Have `callback` called when this replica begins to stop; does nothing outside of one.
 
@@ -161,6 +202,25 @@ def _call_when_stopping(callback: Callable[[], None]) -> None:
         await stop(replica)
 
     module.Replica.perform_graceful_shutdown = stop_and_tell
+
+
+def _keep_grpc_port_apart() -> None:
+    """Have this replica's gRPC server share its port with no other; does nothing outside of a replica.
+
+    Ray Serve asks gRPC for it with the text "0", and gRPC heeds numbers alone (ray-project/ray#64623). So the replicas
+    of two servers on one machine would both listen on port 40000, and each answer calls of the other's clients. Where
+    the port is taken Ray Serve tries the next one.
+    """
+    module = sys.modules.get("ray.serve._private.grpc_util")
+    if module is None:
+        return
+    begin = module.gRPCGenericServer.__init__
+
+    def begin_alone(server: Any, *arguments: Any, extra_options: Any = None, **named: Any) -> None:
+        alone = ("grpc.so_reuseport", 0)  # the first of two wins
+        begin(server, *arguments, extra_options=[alone, *(extra_options or ())], **named)
+
+    module.gRPCGenericServer.__init__ = begin_alone
 
 
 def start(settings: Settings) -> None:
@@ -227,22 +287,48 @@ def log_directory() -> Path:
 
 
 def stop() -> None:
-    """Drain the replicas and end the Ray that `start` began, if it got that far."""
+    """Drain the replicas and end the Ray that `start` began, if it got that far.
+
+    Requests under way are answered, and streams are told why they end. A `KeyboardInterrupt` meanwhile ends everything
+    at once, this process included.
+    """
     import ray
     from ray import serve
 
     if not ray.is_initialized():
         return
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        with redirect_stdout(io.StringIO()):  # Ray tells there that the controller, which ends itself, has failed
+            with suppress(TimeoutError, ray.exceptions.RayError):
+                if APPLICATION in serve.status().applications:
+                    serve.delete(APPLICATION)  # `shutdown` alone ends HAProxy first, and with it all that it carries
+            serve.shutdown()
+            ray.shutdown()
+    except KeyboardInterrupt:
+        _kill_all()
+        _cleanup.close()
+        os._exit(_INTERRUPTED)  # Ray's own threads would crash on the ordinary way out, with nobody left to talk to
+
+
+def _kill_all() -> None:
+    """Kill what this process has started, and all that that has started: without its raylet HAProxy would live on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a third Ctrl-C must not leave some of them
+    below = psutil.Process().children(recursive=True)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(below, timeout=_KILL_S)
 
 
 def application(settings: Settings) -> Application:
     """The deployment bound to its settings, for `serve.run` or a Serve config file."""
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
+    as_json = LoggingConfig(encoding="JSON", enable_access_log=False)  # the access log is ours then
     deployment = serve.deployment(
         name="PolyheadDeployment",
+        logging_config=as_json if settings.log_format == "json" else None,
         num_replicas=settings.replicas,
         # Shedding is ours (`serving.admission`, `serving.streams.registry`); these are a back-stop that leaves room for
         # /healthz and /metrics. A stream is a request for as long as it lives.
@@ -253,6 +339,18 @@ def application(settings: Settings) -> Application:
         ray_actor_options=_replica_resources(settings),
     )(serve.ingress()(PolyheadDeployment))
     return deployment.bind(settings.model_dump(mode="json"))
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application that a Serve config file names as ``serving.app:build``; see deploy/serve.yaml.
+
+    Args:
+        args: of the config file: settings by name. Those of addresses and ports are the config file's own to say.
+
+    Raises:
+        StartError: names each wrong setting.
+    """
+    return application(read_settings(**args))
 
 
 def _check_free(host: str, port: int, option: str) -> None:
@@ -293,7 +391,7 @@ def _set_environment(settings: Settings) -> None:
     # Ours alone, since HAProxy's default folder is open to everybody; and short, since socket paths end at 97 bytes.
     base = tempfile.gettempdir()
     scratch = Path(tempfile.mkdtemp(prefix="ph-", dir=base if len(base) < 16 else "/tmp"))  # noqa: S108  # mkdtemp
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    _cleanup.callback(shutil.rmtree, scratch, ignore_errors=True)
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -80,7 +80,9 @@ def serve(
         )
         sys.stdout.flush()
         stop.wait()
-        console.print("stopping …")
+        console.print("stopping … (Ctrl-C again ends at once)")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     finally:
         server.stop()
 

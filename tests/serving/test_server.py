@@ -21,19 +21,23 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
+import websockets.sync.client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from polyhead.client import Client, VideoAnswer
+from serving.config import Settings
 from serving.errors import UnsupportedTaskError
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
@@ -55,6 +59,7 @@ class Server:
         process: `polyhead serve`.
         http_port, grpc_port: on 127.0.0.1.
         log: standard output and error.
+        processes: those that it started.
         passes, saved: encoder passes that the requests so far must have cost and saved.
     """
 
@@ -62,6 +67,7 @@ class Server:
     http_port: int
     grpc_port: int
     log: Path
+    processes: list[psutil.Process] = field(default_factory=list)
     passes: int = 0
     saved: int = 0
     client: httpx.Client = field(init=False)
@@ -112,6 +118,36 @@ class Server:
             if own.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC") == str(scratch / "haproxy.cfg"):
                 found[int(process.name)] = own
         return found
+
+    def press_ctrl_c(self) -> None:
+        """As in a terminal, which interrupts the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def assert_gone(self, *, exit_code: int) -> None:
+        """It ends by itself, and leaves nothing: no process, no folder, no port, no mess on the terminal."""
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server did not end:\n{self.log.read_text()}")
+        said = self.log.read_text()
+        assert self.process.returncode == exit_code, said
+        assert said.splitlines()[-1] == "stopping … (Ctrl-C again ends at once)"
+        _, left = psutil.wait_procs(self.processes, timeout=10)
+        assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert self.scratch == []
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{self.url}/healthz", timeout=10)
+
+    def change(self, program: str) -> subprocess.Popen[bytes]:
+        """Run a program that is connected to the server's Ray and has `serve` imported."""
+        ((_, own),) = self.replicas().items()
+        raylet = Path(f"/proc/{own['RAY_RAYLET_PID']}/cmdline").read_text()
+        (address,) = set(re.findall(r"gcs-address=([\d.]+:\d+)", raylet))
+        connect = (
+            "import ray; from ray import serve; "
+            f"ray.init(address='{address}', logging_level='ERROR', log_to_driver=False)\n"
+        )
+        return subprocess.Popen([sys.executable, "-c", connect + program], env=environment() | own)
 
     def segment(self, content: Any, *, status: int, **options: Any) -> httpx.Response:
         """`POST /segment` that must be answered with a status; counts the passes."""
@@ -182,17 +218,22 @@ def extended_bundle(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder / "bundle.yaml"
 
 
-@pytest.fixture(scope="module")
-def server(extended_bundle: Path, outside_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of this module; it is interrupted at the end as Ctrl-C does it, and waited for."""
-    log = tmp_path_factory.mktemp("server") / "output.txt"
+@contextmanager
+def started(bundle: Path, folder: Path, **variables: str) -> Iterator[Server]:
+    """A server that is ready; what is left of it at the end is killed.
+
+    Args:
+        bundle: that it serves.
+        folder: for its output.
+        variables: of its environment.
+    """
+    log = folder / "output.txt"
     http_port, grpc_port = free_ports(2)
     ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
-    command = [POLYHEAD, "serve", "--bundle", str(extended_bundle), *ports]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
-            env=environment() | {"PYTHONPATH": str(outside_package)},
+            [POLYHEAD, "serve", "--bundle", str(bundle), *ports],
+            env=environment() | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -200,24 +241,26 @@ def server(extended_bundle: Path, outside_package: Path, tmp_path_factory: pytes
     running = Server(process, http_port, grpc_port, log)
     try:
         wait_until_ready(running)
+        running.processes = psutil.Process(process.pid).children(recursive=True)
         yield running
     finally:
         running.client.close()
+        for left in running.processes:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the session that we started it in
             process.wait()
-        left_behind = running.scratch
-        for folder in left_behind:
-            shutil.rmtree(folder, ignore_errors=True)
-    assert left_behind == []
-    assert process.returncode == 0, f"Ctrl-C did not end the server well:\n{log.read_text()}"
-    assert "Traceback" not in log.read_text()
-    with pytest.raises(httpx.TransportError):
-        httpx.get(f"{running.url}/healthz", timeout=10)
+
+
+@pytest.fixture(scope="module")
+def server(extended_bundle: Path, outside_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of this module; it is interrupted at the end as Ctrl-C does it, and waited for."""
+    folder = tmp_path_factory.mktemp("server")
+    with started(extended_bundle, folder, PYTHONPATH=str(outside_package)) as running:
+        yield running
+        running.press_ctrl_c()
+        running.assert_gone(exit_code=0)
 
 
 @pytest.fixture(autouse=True)
@@ -431,9 +474,13 @@ def test_reflection_tells_every_grpc_service(server: Server) -> None:
 
 def test_the_proxy_lets_streams_live(server: Server) -> None:
     """Its defaults cut every stream two minutes after any change of replicas; see `serving.app`."""
-    assert "hard-stop-after 86400s" in server.proxy_config
-    assert "timeout client 3600s" in server.proxy_config  # of silence
-    assert "timeout server" not in server.proxy_config
+    config = server.proxy_config
+    assert re.findall(r"^ *hard-stop-after (.*?) *$", config, re.MULTILINE) == ["86400s"]
+    limits = dict(re.findall(r"^ *timeout (\S+) +(\S+)", config, re.MULTILINE))
+    assert limits == {"connect": "5s", "client": "3600s", "http-keep-alive": "90s"}  # of silence; none on the replica
+    for side in ("fe", "be"):
+        (calls,) = re.findall(rf"tune\.h2\.{side}\.max-concurrent-streams (\d+)", config)
+        assert int(calls) >= Settings().max_streams + Settings().max_pictures_inside
 
 
 def test_ray_serve_s_own_proxy_sends_streams_away_with_a_word(server: Server, photo: bytes) -> None:
@@ -538,8 +585,8 @@ class Watched:
         except Exception as error:  # noqa: BLE001  # told by the test's thread
             self._failure = error
 
-    def assert_goes_on(self) -> None:
-        """The stream began anew once, with an answer to every frame, each once and in its order."""
+    def assert_goes_on(self, *, times_lost: int) -> None:
+        """The stream began anew so many times, with an answer to every frame, each once and in its order."""
         before, give_up_at_s = len(self.answers), time.monotonic() + 90
         while len(self.answers) < before + 20 and self._failure is None and time.monotonic() < give_up_at_s:
             time.sleep(0.1)
@@ -548,53 +595,128 @@ class Watched:
         assert self._failure is None
         assert len(self.answers) >= before + 20
         assert [answer.frame_id for answer in self.answers] == list(range(len(self.answers)))
-        assert len([answer for answer in self.answers if answer.state_lost]) == 1
+        assert len([answer for answer in self.answers if answer.state_lost]) == times_lost
         assert not any(answer.error or answer.dropped_since_last for answer in self.answers)
+
+
+@contextmanager
+def raw_stream(server: Server, frame: bytes) -> Iterator[Any]:
+    """A call of SegmentVideo on which a frame comes every tenth of a second and the first is answered."""
+    left = threading.Event()
+
+    def frames() -> Iterator[pb.VideoRequest]:
+        yield pb.VideoRequest(config=pb.VideoConfig(tasks=["depth"]))
+        while True:
+            yield pb.VideoRequest(frame=pb.VideoFrame(data=frame))
+            if left.wait(0.1):
+                return
+
+    with grpc.insecure_channel(server.target) as channel:
+        call = SegmentationServiceStub(channel).SegmentVideo(frames(), timeout=120)
+        next(call)
+        try:
+            yield call
+        finally:
+            left.set()
+            call.cancel()
+
+
+def assert_ends_since_the_replica_stops(call: Any) -> None:
+    """A stream's call says that its replica stops, and that another stream may be opened."""
+    with pytest.raises(grpc.RpcError) as ended:
+        list(call)
+    status: Any = ended.value
+    assert status.code() is grpc.StatusCode.UNAVAILABLE, status
+    assert "this replica is stopping" in status.details()
+    assert ("reason", "unavailable") in status.trailing_metadata()
+
+
+OTHER_APPLICATION = """
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Other:
+    def __call__(self):
+        return "here"
+
+serve.run(Other.bind(), name="other", route_prefix="/other")
+serve.delete("other")
+"""
+
+
+def test_a_stream_lives_through_reloads_of_the_proxy(server: Server, photo: bytes) -> None:
+    (scratch,) = server.scratch
+    (config,) = scratch.rglob("haproxy.cfg")
+    written_ns = config.stat().st_mtime_ns
+    (replica,) = server.replicas()
+    video = Watched(server, photo)
+    assert server.change(OTHER_APPLICATION).wait(120) == 0
+    assert config.stat().st_mtime_ns > written_ns  # HAProxy was started anew, and the old one carries the stream
+    video.assert_goes_on(times_lost=0)
+    assert list(server.replicas()) == [replica]
 
 
 def test_a_redeploy_ends_streams_with_a_word_and_clients_go_on(
     server: Server, photo: bytes, extended_bundle: Path
 ) -> None:
-    ((_, own),) = server.replicas().items()
-    raylet = Path(f"/proc/{own['RAY_RAYLET_PID']}/cmdline").read_text()
-    (address,) = set(re.findall(r"gcs-address=([\d.]+:\d+)", raylet))
-    program = """
-import sys
-import ray
-from ray import serve
-from serving import app
-from serving.config import Settings
-ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-settings = Settings(bundle=sys.argv[2], max_pictures_inside=63)
-serve.run(app.application(settings), name=app.APPLICATION, route_prefix="/")
-"""
     video = Watched(server, photo)
-    with grpc.insecure_channel(server.target) as channel:
-
-        def frames() -> Iterator[pb.VideoRequest]:
-            yield pb.VideoRequest(config=pb.VideoConfig(tasks=["depth"]))
-            while True:
-                yield pb.VideoRequest(frame=pb.VideoFrame(data=photo))
-                time.sleep(0.1)
-
-        raw = SegmentationServiceStub(channel).SegmentVideo(frames(), timeout=120)
-        next(raw)
-        redeploy = subprocess.Popen(
-            [sys.executable, "-c", program, address, str(extended_bundle)], env=environment() | own
+    with raw_stream(server, photo) as call:
+        redeploy = server.change(
+            "from serving import app; from serving.config import Settings; "
+            f"settings = Settings(bundle={str(extended_bundle)!r}, max_pictures_inside=63); "
+            "serve.run(app.application(settings), name=app.APPLICATION, route_prefix='/')"
         )
-        with pytest.raises(grpc.RpcError) as ended:
-            list(raw)
+        assert_ends_since_the_replica_stops(call)
     assert redeploy.wait(120) == 0
-    call: Any = ended.value
-    assert call.code() is grpc.StatusCode.UNAVAILABLE
-    assert "this replica is stopping" in call.details()
-    assert ("reason", "unavailable") in call.trailing_metadata()
-    video.assert_goes_on()
+    video.assert_goes_on(times_lost=1)
 
 
 def test_a_killed_replica_is_survived_by_the_client_s_videos(server: Server, photo: bytes) -> None:
     video = Watched(server, photo)
     (process,) = server.replicas()
     os.kill(process, signal.SIGKILL)
-    video.assert_goes_on()
+    video.assert_goes_on(times_lost=1)
     assert process not in server.replicas()
+
+
+@pytest.fixture(scope="module")
+def neighbour(server: Server, bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A second server on this machine, with another bundle; the last test that uses it stops it."""
+    with started(bundle_file, tmp_path_factory.mktemp("neighbour")) as running:
+        yield running
+
+
+def test_two_servers_on_one_machine_answer_their_own_clients_only(
+    server: Server, neighbour: Server, photo: bytes
+) -> None:
+    for _ in range(8):  # each over a connection of its own, among which the system would share a common port
+        answered = []
+        for each in (server, neighbour):
+            with Client(each.target) as client:
+                answered.append(client.segment(photo, ["depth"]).bundle)
+        assert answered == ["with-foreground", "tiny"]
+
+
+def test_ctrl_c_ends_streams_with_a_word_and_leaves_nothing_behind(neighbour: Server, photo: bytes) -> None:
+    address = f"ws://127.0.0.1:{neighbour.http_port}/video"
+    with raw_stream(neighbour, photo) as call, websockets.sync.client.connect(address) as socket_:
+        socket_.send(json.dumps({"tasks": ["depth"]}))
+        assert "started" in json.loads(socket_.recv(60))
+        neighbour.press_ctrl_c()
+        assert_ends_since_the_replica_stops(call)
+        told = json.loads(socket_.recv(60))
+        assert told["problem"]["detail"] == "this replica is stopping"
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            socket_.recv(60)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+    neighbour.assert_gone(exit_code=0)
+
+
+def test_a_second_ctrl_c_ends_the_server_at_once(
+    server: Server, bundle_file: Path, photo: bytes, tmp_path: Path
+) -> None:
+    with started(bundle_file, tmp_path) as running, raw_stream(running, photo) as call:
+        running.process.terminate()
+        assert_ends_since_the_replica_stops(call)  # so it is stopping, and waits for its replica
+        assert running.process.poll() is None
+        running.press_ctrl_c()
+        running.assert_gone(exit_code=130)
