@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures
+from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, Rows
 
 LEAST_M = 1e-3
 """Predictions are taken to be at least so far, as in the usual code: a logarithm and a ratio need it."""
+_NAMES = ("AbsRel", "RMSE_m", "log10", "delta1", "delta2", "delta3")
 
 
 class DepthErrors:
@@ -28,7 +29,7 @@ class DepthErrors:
 
     def __init__(self, *, median_scaled: bool = False) -> None:
         self._median_scaled = median_scaled
-        self._errors: list[Figures] = []
+        self._errors = Rows()
 
     def __len__(self) -> int:
         return len(self._errors)
@@ -50,21 +51,18 @@ class DepthErrors:
             predicted = predicted * (np.median(true) / np.median(predicted))
         predicted = np.maximum(predicted, LEAST_M)
         ratio = np.maximum(predicted / true, true / predicted)
-        self._errors.append(
-            {
-                "AbsRel": float(np.mean(np.abs(predicted - true) / true)),
-                "RMSE_m": float(np.sqrt(np.mean((predicted - true) ** 2))),
-                "log10": float(np.mean(np.abs(np.log10(predicted / true)))),
-            }
-            | {f"delta{power}": float(np.mean(ratio < 1.25**power)) for power in (1, 2, 3)}
+        errors = (
+            np.mean(np.abs(predicted - true) / true),
+            np.sqrt(np.mean((predicted - true) ** 2)),
+            np.mean(np.abs(np.log10(predicted / true))),
+            *(np.mean(ratio < 1.25**power) for power in (1, 2, 3)),
         )
+        self._errors.append(np.array(errors))
 
     def figures(self, counts: Counts) -> Figures:
         """As in `Measure`."""
-        return {
-            name: float(np.average([errors[name] for errors in self._errors], weights=counts))
-            for name in self._errors[0]
-        }
+        means = self._errors.total(counts) / counts.sum()
+        return dict(zip(_NAMES, means.tolist(), strict=True))
 
     def per_class(self) -> ClassFigures:
         """As in `Measure`; there are no classes."""

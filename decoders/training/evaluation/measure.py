@@ -41,6 +41,29 @@ class Measure(Protocol):
         ...
 
 
+class Rows:
+    """Arrays of equal shape, one for each picture, that are put into one when they are first summed up."""
+
+    def __init__(self) -> None:
+        self._waiting: list[NDArray[np.float64]] = []
+        self._stacked: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, row: NDArray[np.float64]) -> None:
+        """Add a picture's."""
+        self._waiting.append(row)
+        self._stacked = None
+
+    def total(self, counts: Counts | None = None) -> NDArray[np.float64]:
+        """Their sum, in which the n-th counts `counts[n]` times (None: once)."""
+        if self._stacked is None:
+            self._stacked = np.stack(self._waiting)
+        total: NDArray[np.float64] = np.tensordot(np.ones(len(self)) if counts is None else counts, self._stacked, 1)
+        return total
+
+
 def mean_of(values: NDArray[np.float64], which: NDArray[np.bool_]) -> float:
     """The mean of some of the values, or NaN if there are none."""
     return float(values[which].mean()) if which.any() else float("nan")

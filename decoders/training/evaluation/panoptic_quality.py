@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoders.labels import LabelSet
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures
+from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, Rows
 from decoders.training.evaluation.segment_matching import (
     SegmentMatches,
     count_overlaps,
     match_segments,
     quality_figures,
     quality_per_class,
-    total_matches,
 )
 
 
@@ -34,7 +33,7 @@ class PanopticQuality:
 
     def __init__(self, label_set: LabelSet) -> None:
         self._label_set = label_set
-        self._matches: list[SegmentMatches] = []
+        self._matches = Rows()
 
     def __len__(self) -> int:
         return len(self._matches)
@@ -49,12 +48,14 @@ class PanopticQuality:
     ) -> None:
         """Add one picture; both maps are [H, W] with 0 for void, the labels ``{segment id: label_id}``."""
         overlaps = count_overlaps(predicted_map, true_map)
-        self._matches.append(match_segments(overlaps, predicted_labels, true_labels, crowd_ids, len(self._label_set)))
+        self._matches.append(
+            np.stack(match_segments(overlaps, predicted_labels, true_labels, crowd_ids, len(self._label_set)))
+        )
 
     def figures(self, counts: Counts) -> Figures:
         """As in `Measure`."""
-        return quality_figures(total_matches(self._matches, counts), self._label_set)
+        return quality_figures(SegmentMatches(*self._matches.total(counts)), self._label_set)
 
     def per_class(self) -> ClassFigures:
         """As in `Measure`."""
-        return quality_per_class(total_matches(self._matches), self._label_set)
+        return quality_per_class(SegmentMatches(*self._matches.total()), self._label_set)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoders.labels import LabelSet
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, mean_of, quotient
+from decoders.training.evaluation.measure import ClassFigures, Figures, mean_of, quotient
 
 Overlaps = Counter[tuple[int, int]]
 """Pixels by (predicted segment id, true segment id); 0 is void and unlabelled."""
 
 
-@dataclass(frozen=True)
-class SegmentMatches:
-    """What matching found, by class: [K] each, or [N, K] for N pictures.
+class SegmentMatches(NamedTuple):
+    """What matching found, by class: [K] each.
 
     Attributes:
         iou_sum: of the matched pairs.
@@ -85,14 +84,6 @@ def match_segments(
         if (overlaps[predicted, 0] + own_crowds) / predicted_areas[predicted] <= 0.5:
             mistakes[label] += 1
     return SegmentMatches(iou_sum, hits, mistakes, misses)
-
-
-def total_matches(matches: list[SegmentMatches], counts: Counts | None = None) -> SegmentMatches:
-    """The sum over pictures, of which the n-th counts `counts[n]` times (None: once)."""
-    weights = np.ones(len(matches)) if counts is None else counts
-    return SegmentMatches(
-        *(weights @ np.stack([getattr(each, field.name) for each in matches]) for field in fields(SegmentMatches))
-    )
 
 
 def quality_figures(total: SegmentMatches, label_set: LabelSet, prefix: str = "") -> Figures:

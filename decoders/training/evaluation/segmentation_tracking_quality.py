@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from decoders.labels import LabelSet
 from decoders.training.evaluation.clip_overlaps import ClipOverlaps, summed
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, mean_of, quotient
+from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, Rows, mean_of, quotient
 
 
 class SegmentationTrackingQuality:
@@ -28,8 +28,8 @@ class SegmentationTrackingQuality:
 
     def __init__(self, label_set: LabelSet) -> None:
         self._label_set = label_set
-        self._association: list[tuple[float, int]] = []
-        self._pixels: list[NDArray[np.float64]] = []
+        self._association = Rows()
+        self._pixels = Rows()
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -47,12 +47,12 @@ class SegmentationTrackingQuality:
             pixels[1, predicted_label] += shared
             pixels[2, true_label] += shared
         self._pixels.append(pixels)
-        self._association.append(self._associate(clip))
+        self._association.append(np.array(self._associate(clip), dtype=np.float64))
 
     def figures(self, counts: Counts) -> Figures:
         """As in `Measure`."""
-        iou = quotient(*_shared_and_union(np.einsum("n,nik->ik", counts, np.stack(self._pixels))))
-        summed_quality, tubes = counts @ np.array(self._association, dtype=np.float64)
+        iou = quotient(*_shared_and_union(self._pixels.total(counts)))
+        summed_quality, tubes = self._association.total(counts)
         association = summed_quality / tubes if tubes else float("nan")
         segmentation = mean_of(iou, np.isfinite(iou))
         return {
@@ -63,7 +63,7 @@ class SegmentationTrackingQuality:
 
     def per_class(self) -> ClassFigures:
         """As in `Measure`: the IoU that SQ is the mean of."""
-        iou = quotient(*_shared_and_union(np.sum(self._pixels, axis=0)))
+        iou = quotient(*_shared_and_union(self._pixels.total()))
         return {
             label.name: {"IoU": 100 * float(iou[label.label_id])}
             for label in self._label_set.labels

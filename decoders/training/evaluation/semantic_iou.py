@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoders.labels import LabelSet
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, mean_of, quotient
+from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, Rows, mean_of, quotient
 
 IGNORED = -1
 """In the truth: counts for nothing. In a prediction: of no class, and so wrong."""
@@ -28,7 +28,7 @@ class SemanticIou:
 
     def __init__(self, label_set: LabelSet) -> None:
         self._label_set = label_set
-        self._pixels: list[NDArray[np.float64]] = []
+        self._pixels = Rows()
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -47,7 +47,7 @@ class SemanticIou:
 
     def figures(self, counts: Counts) -> Figures:
         """As in `Measure`."""
-        shared, predicted, true = np.einsum("n,nik->ik", counts, np.stack(self._pixels))
+        shared, predicted, true = self._pixels.total(counts)
         iou = quotient(shared, predicted + true - shared)
         pixels = true.sum()
         return {
@@ -57,7 +57,7 @@ class SemanticIou:
 
     def per_class(self) -> ClassFigures:
         """As in `Measure`: IoU in percent, and the class's part of all labelled pixels."""
-        shared, predicted, true = np.sum(self._pixels, axis=0)
+        shared, predicted, true = self._pixels.total()
         iou = quotient(shared, predicted + true - shared)
         return {
             label.name: {

@@ -8,13 +8,12 @@ import numpy as np
 
 from decoders.labels import LabelSet
 from decoders.training.evaluation.clip_overlaps import ClipOverlaps, summed
-from decoders.training.evaluation.measure import ClassFigures, Counts, Figures
+from decoders.training.evaluation.measure import ClassFigures, Counts, Figures, Rows
 from decoders.training.evaluation.segment_matching import (
     SegmentMatches,
     match_segments,
     quality_figures,
     quality_per_class,
-    total_matches,
 )
 
 WINDOWS = (1, 2, 4, 6)
@@ -37,7 +36,7 @@ class VideoPanopticQuality:
 
     def __init__(self, label_set: LabelSet) -> None:
         self._label_set = label_set
-        self._matches: dict[int, list[SegmentMatches]] = {window: [] for window in WINDOWS}
+        self._matches = {window: Rows() for window in WINDOWS}
 
     def __len__(self) -> int:
         return len(self._matches[WINDOWS[0]])
@@ -46,12 +45,13 @@ class VideoPanopticQuality:
         """Add one clip."""
         for window, matches in self._matches.items():
             starts = range(max(len(clip.frames) - window + 1, 1))
-            matches.append(total_matches([self._match(clip, start, start + window) for start in starts]))
+            matches.append(np.sum([self._match(clip, start, start + window) for start in starts], axis=0))
 
     def figures(self, counts: Counts) -> Figures:
         """As in `Measure`: VPQ1 to VPQ6 and their mean, and the mean over things and over stuff."""
         by_window = [
-            quality_figures(total_matches(matches, counts), self._label_set) for matches in self._matches.values()
+            quality_figures(SegmentMatches(*matches.total(counts)), self._label_set)
+            for matches in self._matches.values()
         ]
         means = {
             f"VPQ{group}": float(np.mean([figures[f"PQ{group}"] for figures in by_window]))
@@ -61,8 +61,8 @@ class VideoPanopticQuality:
 
     def per_class(self) -> ClassFigures:
         """As in `Measure`: PQ, SQ and RQ over the windows of all sizes together."""
-        every = [each for matches in self._matches.values() for each in matches]
-        return quality_per_class(total_matches(every), self._label_set)
+        total = np.sum([matches.total() for matches in self._matches.values()], axis=0)
+        return quality_per_class(SegmentMatches(*total), self._label_set)
 
     def _match(self, clip: ClipOverlaps, start: int, stop: int) -> SegmentMatches:
         overlaps = summed(clip.frames[start:stop])
