@@ -19,8 +19,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +40,8 @@ from serving.gateways import grpc_gateway
 from serving.gateways.grpc_gateway import GrpcGateway
 from serving.gateways.http_gateway import create_app
 from serving.grpc_status import GrpcContext, set_status
+from serving.metrics import Metrics
+from serving.metrics_hub import MetricsHub, Snapshot
 from serving.oip import grpc_methods
 from serving.oip.grpc_methods import OipMethods
 from serving.protos import segmentation_pb2 as pb
@@ -65,6 +70,21 @@ _KILL_S = 5.0
 _DIRECT_S = 10.0
 """How long HAProxy may take to see a started replica."""
 
+_REPORT_S = 1.0
+"""How often a replica tells its figures."""
+
+_HUB_S = 1.0
+"""How long the figures of the other replicas are waited for."""
+
+_HUB_START_S = 30.0
+"""How long it may take until what keeps them runs."""
+
+_HEAD_NODE = "node:__internal_head__"
+"""The resource that only Ray's head node has."""
+
+_RAY_METRICS_PORT = 8090
+"""Used where it is free, and no other is asked for."""
+
 _HAPROXY_PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -91,11 +111,13 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
         _configure_logs(given)
         _keep_grpc_port_apart()
         self.service = create_service(given)
+        self._shared_metrics = _SharedMetrics(self.service.metrics) if _replica_fields() else None
         _call_when_stopping(self.service.streams.end_all)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the replica is built; see `ray.serve.ingress`."""
-        return create_app(self.service, host_gives_request_id=True)
+        total = self._shared_metrics and self._shared_metrics.total
+        return create_app(self.service, host_gives_request_id=True, total_metrics=total)
 
     def SegmentVideo(  # noqa: N802  # the proto names it
         self, requests: AsyncIterator[pb.VideoRequest], grpc_context: GrpcContext
@@ -116,6 +138,8 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
     def __del__(self) -> None:
         if hasattr(self, "service"):
             self.service.drain()
+        if getattr(self, "_shared_metrics", None):
+            self._shared_metrics.end()
 
 
 def _hosted(
@@ -153,6 +177,83 @@ async def _told(stream: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[
 async def _nothing() -> AsyncIterator[Any]:
     return
     yield
+
+
+class _SharedMetrics:
+    """Brings a replica's figures to the hub of its application, and those of all replicas back.
+
+    The hub is a Ray actor on the head node, where Ray Serve's controller is, and outlives the replicas. Nothing waits
+    for it: whoever asks before it is there, or when it is not, gets the figures of this replica.
+
+    Args:
+        metrics: of this replica.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._replica = uuid.uuid4().hex
+        self._hub: Future[Any] = Future()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="metrics", daemon=True)
+        self._thread.start()
+
+    async def total(self) -> Snapshot:
+        """The figures of all replicas, this one's as they are now; its own if there are no others to be had."""
+        import ray
+
+        own = await asyncio.to_thread(self._metrics.snapshot)
+        try:
+            async with asyncio.timeout(_HUB_S):
+                hub = await asyncio.shield(asyncio.wrap_future(self._hub))
+                total: Snapshot = await hub.exchange.remote(self._replica, own)
+                return total
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            logger.warning("no metrics of the other replicas: %s", error or f"no answer within {_HUB_S:g} s")
+            return own
+
+    def end(self) -> None:
+        """Leave the last figures with the hub."""
+        self._ending.set()
+        self._thread.join(2 * _HUB_S)
+
+    def _report(self) -> None:
+        """Tell the hub what there is, from time to time and at the end; in a thread."""
+        import ray
+
+        self._hub.set_result(hub := _find_hub())
+        healthy = True
+        while True:
+            ending = self._ending.wait(_REPORT_S)
+            told = self._metrics.snapshot()
+            try:
+                call = hub.end if ending else hub.push
+                ray.get(call.remote(self._replica, told), timeout=_HUB_S if ending else _HUB_START_S)
+                healthy = True
+            except (TimeoutError, ray.exceptions.RayError) as error:
+                if healthy:
+                    logger.warning("the figures of this replica could not be told: %s", error)
+                healthy = False
+            if ending:
+                return
+
+
+def _find_hub() -> Any:
+    """The hub of this replica's application: one for all its replicas, made by the first that asks."""
+    import ray
+
+    return (
+        ray.remote(MetricsHub)
+        .options(
+            name=f"metrics of {_replica_fields()['application']}",
+            namespace="polyhead",
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            resources={_HEAD_NODE: 0.001},
+            max_restarts=-1,
+        )
+        .remote()
+    )
 
 
 def _configure_logs(settings: Settings) -> None:
@@ -233,6 +334,8 @@ def start(settings: Settings) -> None:
         raise StartError(f"HTTP and gRPC can't share port {settings.http_port}; choose another with --grpc-port")
     for port, option in ((settings.http_port, "--http-port"), (settings.grpc_port, "--grpc-port")):
         _check_free(settings.host, port, option)
+    if settings.ray_metrics_port is not None:
+        _check_free(settings.host, settings.ray_metrics_port, "POLYHEAD_RAY_METRICS_PORT")
     _set_environment(settings)
     import ray
     from ray import serve
@@ -243,6 +346,7 @@ def start(settings: Settings) -> None:
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,  # the replicas' logs stand in files; see `log_directory`
+        _metrics_export_port=_ray_metrics_port(settings),
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _check_resources(settings, ray.cluster_resources())
@@ -284,6 +388,22 @@ def log_directory() -> Path:
 
     context = ray.get_runtime_context()
     return Path(context.get_temp_dir()) / context.get_session_name() / "logs" / "serve"
+
+
+def scraped_urls(settings: Settings) -> dict[str, str]:
+    """What Prometheus may scrape of the server that `start` began: addresses by whose metrics they are.
+
+    HAProxy's are on all of the machine's addresses, whatever `host` says; Ray's on those of its node.
+    """
+    import ray
+
+    [node] = ray.nodes()
+    ports = {
+        "polyhead": settings.http_port,
+        "HAProxy": int(os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"]),
+    }
+    urls = {whose: f"http://{settings.host}:{port}/metrics" for whose, port in ports.items()}
+    return urls | {"Ray": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"}
 
 
 def stop() -> None:
@@ -433,6 +553,15 @@ def _max_message_bytes(settings: Settings) -> int:
 
 def _calls_at_once(settings: Settings) -> int:
     return max(100, settings.max_streams + settings.max_pictures_inside)
+
+
+def _ray_metrics_port(settings: Settings) -> int:
+    if settings.ray_metrics_port is not None:
+        return settings.ray_metrics_port
+    taken = {settings.http_port, settings.grpc_port, *(int(os.environ[name]) for name in _HAPROXY_PORTS)}
+    if _RAY_METRICS_PORT not in taken and _is_free("", _RAY_METRICS_PORT):
+        return _RAY_METRICS_PORT
+    return _any_free_port(taken)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -1,7 +1,7 @@
 """OpenTelemetry spans of requests, sent by OTLP where the standard variables name a collector.
 
 One server span a request, with a child for each stage; a stream's has a child for each frame, and that one the stages.
-Stages are measured anyway, so their spans are made afterwards, from the times. `opentelemetry` is imported only if
+Stages are measured anyway, so their spans are made afterwards, from the times. OpenTelemetry's SDK is imported only if
 there is somewhere to send spans.
 """
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import mimetypes
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from decoders.base import PostprocessOptions
 from serving import metrics
 from serving.answers.render import PICTURE_KINDS, no_picture, overlay_png, prediction_json, prediction_npz, result_png
 from serving.answers.schemas import SegmentAnswer
@@ -31,14 +31,17 @@ from serving.errors import InternalError, InvalidOptionError, MissingBlocksError
 from serving.gateways.feature_routes import add_feature_route
 from serving.gateways.http_pictures import check_repeats, picture_body, problem_answers, read_picture, server_timing
 from serving.gateways.ws_gateway import add_video_socket
+from serving.http_timeout import RequestTimeout
 from serving.logs import PROBES, log_access
 from serving.metrics import route_of
+from serving.metrics_hub import Snapshot
 from serving.oip.http_routes import add_oip_routes
+from serving.options import RequestOptions
 from serving.pictures import decode_picture
 from serving.request_context import TRACE_HEADERS, RequestContext, add_stage, working_for
 from serving.service import SegmentationService
 from serving.tracing import AttributeValue
-from serving.types import Prediction, PredictOptions, parse_tasks
+from serving.types import Prediction, parse_tasks
 
 _WEB = Path(__file__).parents[1] / "web"
 _PAGE_HEADERS = {
@@ -52,7 +55,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 logger = logging.getLogger("polyhead.http")
 
 
-class SegmentQuery(BaseModel):
+class SegmentQuery(RequestOptions):
     """The options of `POST /segment`; an unknown one is an error."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,11 +67,6 @@ class SegmentQuery(BaseModel):
     format: Literal["json", "png", "overlay", "npz"] = Field(
         "json", description="png and overlay take exactly one task. npz: arrays for NumPy."
     )
-    masks: Literal["rle", "polygon", "none"] = Field("rle", description="How segments are told in JSON.")
-    score_threshold: float | None = Field(None, ge=0, le=1, description="Least class probability.")
-    mask_threshold: float | None = Field(None, ge=0, le=1, description="Probability from which a pixel is in a mask.")
-    overlap_threshold: float | None = Field(None, ge=0, le=1, description="Least part of a mask left by better ones.")
-    max_side: int | None = Field(None, ge=16, le=16384, description="Results' longer side, pixels.")
     features: str | None = Field(
         None, min_length=1, description="The id that POST /features gave: no encoder pass, if they are still kept."
     )
@@ -77,31 +75,32 @@ class SegmentQuery(BaseModel):
         """The tasks, or None for the default ones."""
         return parse_tasks(self.tasks)
 
-    def options(self) -> PredictOptions:
-        """The thresholds and the output size."""
-        return PredictOptions(
-            PostprocessOptions(self.score_threshold, self.mask_threshold, self.overlap_threshold), self.max_side
-        )
 
-
-def create_app(service: SegmentationService, *, host_gives_request_id: bool = False) -> FastAPI:
+def create_app(
+    service: SegmentationService,
+    *,
+    host_gives_request_id: bool = False,
+    total_metrics: Callable[[], Awaitable[Snapshot]] | None = None,
+) -> FastAPI:
     """The HTTP application of one replica.
 
     Args:
         service: that answers.
         host_gives_request_id: the server around it (Ray Serve) puts X-Request-Id on every answer itself.
+        total_metrics: of all replicas; None: this is the only one.
     """
     app = FastAPIOffline(
         title="polyhead",
         summary="One frozen vision encoder, one pass per picture, many heads.",
         version=version("polyhead"),
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours cover gRPC too; see `serving.tracing`
     )
     _add_segment(app, service)
     add_feature_route(app, service)
     add_video_socket(app, service)
     add_oip_routes(app, service)
-    _add_status(app, service)
+    _add_status(app, service, total_metrics)
     _add_pages(app)
     _add_problems(app, service)
     app.add_middleware(_Observed, service=service, host_gives_request_id=host_gives_request_id)
@@ -123,9 +122,7 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
     async def segment(
         request: Request,
         query: Annotated[SegmentQuery, Query()],
-        x_request_timeout_s: Annotated[
-            float | None, Header(gt=0, le=3600, description="Give up after this many seconds.")
-        ] = None,
+        x_request_timeout_s: RequestTimeout = None,
     ) -> Response:
         """Answers JSON, or with `format` one task's PNG or overlay, or all arrays as an npz archive."""
         check_repeats(request)
@@ -147,7 +144,7 @@ def _add_segment(app: FastAPI, service: SegmentationService) -> None:
                 raise InvalidOptionError(
                     "format=overlay shows the picture, and it did not come", remedy="send it along, or ask for png"
                 )
-            prediction = await service.predict(data, tasks, query.options(), deadline_s, query.features)
+            prediction = await service.predict(data, tasks, query.options, deadline_s, query.features)
             if not prediction.results:
                 raise next(iter(prediction.errors.values()))
             response = await service.in_pool(lambda: _render(query, prediction, data, request, service))
@@ -183,7 +180,9 @@ def _render(
     return response
 
 
-def _add_status(app: FastAPI, service: SegmentationService) -> None:
+def _add_status(
+    app: FastAPI, service: SegmentationService, total_metrics: Callable[[], Awaitable[Snapshot]] | None
+) -> None:
     @app.get("/tasks", summary="What the loaded bundle can do")
     async def tasks() -> dict[str, Any]:
         bundle = service.engine.bundle
@@ -220,7 +219,9 @@ def _add_status(app: FastAPI, service: SegmentationService) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_model=None)
     async def prometheus() -> Response:
-        return Response(service.metrics.render(service.metrics.snapshot()), media_type=metrics.CONTENT_TYPE)
+        total = await total_metrics() if total_metrics else service.metrics.snapshot()
+        text = await asyncio.to_thread(service.metrics.render, total)
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
 def _add_pages(app: FastAPI) -> None:
