@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that HTTP and gRPC listen on.")
     http_port: int = Field(8000, ge=1, le=65535)
     grpc_port: int = Field(9000, ge=1, le=65535)
+    ray_metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of Ray's own metrics; default: 8090, or any where that is taken."
+    )
     replicas: int = Field(1, ge=1, description="Copies of the deployment; each holds encoder and heads.")
 
     max_batch_size: int | None = Field(None, ge=1, description="Pictures in one pass; default 16 on a GPU, 4 without.")

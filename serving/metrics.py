@@ -48,7 +48,7 @@ SWITCHED = 101
 FORBIDDEN = 403
 """The status of a web socket that was refused to a page of another site."""
 
-HTTP_ROUTES = ("/segment", "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
+HTTP_ROUTES = ("/segment", "/features", "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 SOCKET_ROUTES = ("/video",)
 GRPC_ROUTES = (
     "/polyhead.v1.SegmentationService/Segment",

@@ -75,6 +75,8 @@ def serve(
             soft_wrap=True,
         )
         console.print(f"logs   {server.log_directory()}", soft_wrap=True)
+        for whose, address in server.scraped_urls(settings).items():
+            console.print(f"scrape {address}  ({whose})", soft_wrap=True)
         print(
             f"try:   curl --data-binary @PHOTO.jpg -H 'Content-Type: image/jpeg' '{url}/segment?tasks=panoptic,depth'"
         )
