@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from playground_results import COLORS, answer_of, photo_of_cats
+from playground_results import COLORS, HEIGHT, WIDTH, answer_of, photo_of_cats
 from playwright.sync_api import Page, expect
 
 from decoders.results import Result
@@ -57,6 +57,16 @@ def color_at(page: Page, layer: str, row: int, column: int) -> list[int]:
         f"(canvas) => [...canvas.getContext('2d').getImageData({column}, {row}, 1, 1).data]"
     )
     return rgba
+
+
+def point_at(page: Page, row: int, column: int, *, click: bool = False) -> None:
+    """Move the mouse to a pixel of the photo in the only shown pane."""
+    box = page.locator("#panes .frame").bounding_box()
+    assert box is not None
+    point = (box["x"] + (column + 0.5) / WIDTH * box["width"], box["y"] + (row + 0.5) / HEIGHT * box["height"])
+    page.mouse.move(*point)
+    if click:
+        page.mouse.click(*point)
 
 
 def card(page: Page, title: str) -> Any:

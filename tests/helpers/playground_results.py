@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,13 @@ def every_kind() -> dict[str, Result]:
 def photo_of_cats() -> Image.Image:
     pixels = np.array([(0, 0, 0), COLORS["cat"], COLORS["sky"], COLORS["road"]], np.uint8)[panoptic().segment_map]
     return Image.fromarray(pixels // 2 + 60)
+
+
+def png() -> bytes:
+    """The photo of cats as a file."""
+    buffer = io.BytesIO()
+    photo_of_cats().save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def square_of(picture: Image.Image) -> InstanceResult:

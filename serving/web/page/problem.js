@@ -12,14 +12,16 @@ function retryButton(onRetry, waitS) {
   const button = el("button", { type: "button", class: "button", text: "Try again", onclick: onRetry });
   if (!waitS) return button;
   const readyMs = performance.now() + 1000 * waitS;
-  const tick = () => {
+  const show = () => {
     const leftS = Math.ceil((readyMs - performance.now()) / 1000);
     button.disabled = leftS > 0;
     button.textContent = leftS > 0 ? `Try again in ${leftS} s` : "Try again";
-    if (leftS <= 0 || !button.isConnected) clearInterval(ticking);
   };
-  const ticking = setInterval(tick, TICK_MS);
-  tick();
+  const ticking = setInterval(() => {
+    show();
+    if (!button.disabled || !button.isConnected) clearInterval(ticking);
+  }, TICK_MS);
+  show();
   return button;
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playground_driver import card, color_at, show
+from playground_driver import card, color_at, point_at, show
 from playground_results import COLORS, HEIGHT, WIDTH, cats, every_kind, features, scenery
 from playwright.sync_api import Page, expect
 
@@ -151,3 +151,44 @@ def test_depth_colours_follow_a_new_range_slowly(address: str, page: Page) -> No
         result_json(DepthResult(np.full((2, 2), 5, np.float32)), "rle")["png16"],
     )
     assert 1 <= low < 2 and 2 <= high < 5
+
+
+def test_the_depth_under_the_pointer_is_marked_on_the_colour_bar(address: str, page: Page, tmp_path: Path) -> None:
+    show(page, address, {"depth": every_kind()["depth"]}, tmp_path)  # 9 m at the top to 1 m at the bottom
+
+    expect(page.locator(".tick.first")).to_have_text("1.00\u00a0m")
+    expect(page.locator(".tick.last")).to_have_text("9.00\u00a0m")
+    expect(page.locator(".marker")).to_be_hidden()
+    point_at(page, 120, 160)
+    expect(page.locator(".marker")).to_have_text("4.98\u00a0m")
+    expect(page.locator(".readout")).to_have_text("4.98\u00a0m")
+    bar, marker = page.locator(".ramp").bounding_box(), page.locator(".marker").bounding_box()
+    place = (marker["x"] + marker["width"] / 2 - bar["x"]) / bar["width"]
+    assert place == pytest.approx(np.log(4.98) / np.log(9), abs=0.01)
+    page.mouse.move(5, 5)
+    expect(page.locator(".marker")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "ticks"),
+    [
+        (0.82, 1.85, [1, 1.2, 1.4, 1.6]),
+        (0.5, 80, [2, 5, 10, 20]),
+        (4.0, 4.1, [4.02, 4.04, 4.06, 4.08]),
+        (2.0, 2.0, []),
+        (0.0, 5.0, []),
+    ],
+)
+def test_the_depth_scale_has_round_numbers_that_keep_their_distance(
+    address: str, page: Page, near: float, far: float, ticks: list[float]
+) -> None:
+    page.goto(address)
+    made = page.evaluate(
+        """async ([near, far]) => {
+          const { depthTicks } = await import("/static/layers/depth_scale.js");
+          const place = (depth) => Math.log(depth / near) / Math.log(far / near);
+          return depthTicks(near, far, place).map(({ depth }) => depth);
+        }""",
+        [near, far],
+    )
+    assert made == ticks

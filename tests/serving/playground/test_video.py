@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playground_driver import PATIENCE_MS, card, hide, play, tell_tasks, wait_for
-from playground_results import HEIGHT, WIDTH, answer_of, cats, photo_of_cats
+from playground_results import HEIGHT, WIDTH, answer_of, cats, photo_of_cats, png
 from playground_streams import FakeStreams, frames_until_quiet
 from playwright.sync_api import Page, expect
 
@@ -291,12 +290,6 @@ def test_a_camera_that_is_stopped_before_it_was_allowed_stays_off(
     is_off = "window.tracks.length > 0 && window.tracks.every((track) => track.readyState === 'ended')"
     wait_for(page, lambda: page.evaluate(is_off))
     assert problems == []
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    photo_of_cats().save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
