@@ -38,10 +38,19 @@ class OnlineMaskDecoder(PlainMaskDecoder):
             (mask_logits, class_logits as in `PlainMaskDecoder.forward`; queries for the next frame, [B, Q, C]).
         """
         tokens = self.decode(features, queries)
-        mask_logits, class_logits = self.predict(tokens, features.grid_size)
+        return *self.predict(tokens, features.grid_size), self._next_queries(tokens)
+
+    def step_masked(
+        self, features: EncoderFeatures, attn_mask_probs: Sequence[float], queries: Tensor | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """The training-time form of `step`: (predictions as of `forward_masked`, queries for the next frame)."""
+        predictions, tokens = self.decode_masked(features, attn_mask_probs, queries)
+        return predictions, self._next_queries(tokens)
+
+    def _next_queries(self, tokens: Tensor) -> Tensor:
         if self.query_updater is None:
-            return mask_logits, class_logits, self.queries.expand(len(tokens), -1, -1)
-        return mask_logits, class_logits, self.query_updater(tokens[:, : self.num_queries]) + self.queries
+            return self.queries.expand(len(tokens), -1, -1)
+        return self.query_updater(tokens[:, : self.num_queries]) + self.queries
 
 
 @dataclass(frozen=True)

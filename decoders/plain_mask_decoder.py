@@ -149,13 +149,19 @@ class PlainMaskDecoder(nn.Module):
         Returns:
             num_blocks + 1 pairs as `forward` returns them; the last one is the decoder's answer.
         """
-        tokens, rope = self.embed(features)
+        return self.decode_masked(features, attn_mask_probs)[0]
+
+    def decode_masked(
+        self, features: EncoderFeatures, attn_mask_probs: Sequence[float], queries: Tensor | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """As `forward_masked`, and what leaves the last block; `queries` as in `decode`."""
+        tokens, rope = self.embed(features, queries)
         predictions = []
         for block, probability in zip(self.blocks, attn_mask_probs, strict=True):
             predictions.append(self.predict(tokens, features.grid_size))
             mask = self._attention_mask(predictions[-1][0], features.grid_size, tokens.shape[1], probability)
             tokens = block(tokens, rope, mask)
-        return [*predictions, self.predict(tokens, features.grid_size)]
+        return [*predictions, self.predict(tokens, features.grid_size)], tokens
 
     def embed(self, features: EncoderFeatures, queries: Tensor | None = None) -> tuple[Tensor, Rope]:
         """What enters the first block: ([B, Q + P + N, C], the patches' rotation); `queries` as in `decode`."""

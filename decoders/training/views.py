@@ -1,4 +1,4 @@
-"""Augmentation before the encoder: crops, flips and light of a picture, and the same cut of its truth."""
+"""Augmentation before the encoder: crops, flips, light and pseudo-clips of a picture, and the same cut of its truth."""
 
 from __future__ import annotations
 
@@ -74,3 +74,28 @@ def random_view(
         box = (left, top, left + crop_w, top + crop_h)
     light = rng.uniform(0.75, 1.3, size=3)
     return View(box, bool(rng.random() < 0.5), *(float(factor) for factor in light))
+
+
+def clip_views(image: Image.Image, rng: np.random.Generator, *, frames: int, least_side: float) -> list[View]:
+    """The frames of a pseudo-clip of a picture: a window that glides and zooms over it, all in one light.
+
+    Args:
+        image: the picture.
+        rng: the source of chance.
+        frames: how many.
+        least_side: a window's sides are at least this part of the picture's; both sides are the same part.
+    """
+    width, height = image.size
+    parts = rng.uniform(least_side, 1, size=2)
+    places = rng.uniform(0, 1, size=(2, 2))  # of the window's free room, at the first and the last frame
+    flip = bool(rng.random() < 0.5)
+    light = [float(factor) for factor in rng.uniform(0.75, 1.3, size=3)]
+    views = []
+    for number in range(frames):
+        progress = number / max(1, frames - 1)
+        part = parts[0] + progress * (parts[1] - parts[0])
+        across, down = places[0] + progress * (places[1] - places[0])
+        crop_w, crop_h = max(1, round(width * part)), max(1, round(height * part))
+        left, top = round(across * (width - crop_w)), round(down * (height - crop_h))
+        views.append(View((left, top, left + crop_w, top + crop_h), flip, *light))
+    return views

@@ -1,9 +1,11 @@
-"""The commands `polyhead train` and `polyhead eval`."""
+"""The command `polyhead train`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,115 +13,266 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
-from decoders.depth import DepthDecoder
-from decoders.panoptic import PanopticDecoder
-from decoders.results import Result
-from decoders.training import recipes
-from decoders.training.data.coco import load_coco_panoptic
-from decoders.training.data.rgbd import load_rgbd
-from decoders.training.evaluate import score_depth, score_panoptic
+from decoders.labels import LabelSet
+from decoders.training.data.check import check_data, lines
+from decoders.training.data.folders import DataError
+from decoders.training.data.formats import open_data
+from decoders.training.data.label_maps import MapFormat
+from decoders.training.data.samples import Dataset, Sample
 from decoders.training.feature_cache import FeatureCache
-from decoders.training.schedule import Schedule
-from encoders.geometry import FitGeometry
-from serving.bundles.loading import new_decoder, open_encoder
-from serving.bundles.schema import read_bundle
+from decoders.training.fit import Progress as Report
+from decoders.training.fit import Training
+from decoders.training.journal import RunFolder
+from decoders.training.recipes.recipe import Recipe
+from decoders.training.recipes.table import RECIPES, recipe_for
+from decoders.training.schedule import Schedule, StoppedError, TrainingError
+from decoders.training.weights_file import save_head
+from encoders.base import Encoder
+from encoders.features import EncoderSpec
+from encoders.geometry import FitGeometry, WindowGeometry
+from serving.bundles.loading import label_set_of, new_decoder, open_encoder
+from serving.bundles.schema import BundleFile, GeometryEntry, TaskEntry, read_bundle
 from serving.bundles.weights import fetch, parse_reference
-from serving.config import read_settings
-from serving.engine import Engine
-from serving.errors import BundleError
+from serving.cli.trained_bundle import write_bundle, write_label_set
+from serving.config import Settings, read_settings
+from serving.errors import BundleError, StartError
 
 console = Console(stderr=True)
 
-TaskName = Annotated[str, typer.Argument(help="A task of the bundle: its head is trained or scored.")]
+FROM_DATA = "from-data"
+"""Of `--labels`: the classes are the data's own."""
+
 Data = Annotated[Path, typer.Option(help="Folder of the labelled pictures.", exists=True, file_okay=False)]
-BundleName = Annotated[str, typer.Option(help="A packaged bundle's name, or the path of a bundle's YAML file.")]
-SplitHelp = "panoptic: name of the split; depth: numbers of the first and last frame."
+What = Annotated[
+    str,
+    typer.Argument(
+        help="What to train: a task of the bundle (decoder, settings and classes are kept), or a kind of head, one of "
+        f"{', '.join(RECIPES)}."
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Classes: a packaged label set, a .yaml file, or from-data, the data's own [default: those of the "
+        "bundle's task, or else from-data]."
+    ),
+]
 
 
 def train(
-    task: TaskName,
+    what: What,
     data: Data,
-    bundle: BundleName = "demo",
-    split: Annotated[str | None, typer.Option(help=SplitHelp + " [default: train2017 or 0:695]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Weights file [default: TASK.safetensors here].")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimisation steps [default: the recipe's].")] = None,
-    seed: Annotated[int, typer.Option(help="Of views, initial weights and order.")] = 0,
-    features: Annotated[Path | None, typer.Option(help="Folder for cached features [default: in the cache].")] = None,
+    bundle: Annotated[str, typer.Option(help="Whose encoder is used: a packaged bundle, or a .yaml file.")] = "demo",
+    out: Annotated[Path | None, typer.Option(help="Folder for the new bundle [default: named as the task].")] = None,
+    task: Annotated[str | None, typer.Option(help="The head's name in the new bundle [default: WHAT].")] = None,
+    labels: Labels = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data: train2017, say, or frames 0:695.")] = None,
+    val: Annotated[str | None, typer.Option(help="Part whose loss is told now and then, e.g. val2017.")] = None,
+    size: Annotated[str | None, typer.Option(help="Network input, pixels: 448, or HEIGHTxWIDTH.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps [default: the recipe's].")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step [default: the recipe's].")] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture [default: the recipe's].")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest [default: the recipe's].")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of views, initial weights and order.")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints, and between validations.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in --out.")] = False,
+    cache_gb: Annotated[float, typer.Option(min=0, help="Most that kept features may take on disk, GB.")] = 20.0,
+    features: Annotated[Path | None, typer.Option(help="Folder for kept features [default: in the cache].")] = None,
+    first_id: Annotated[
+        int | None, typer.Option(help="Label maps: id of the first class [default: by layout].")
+    ] = None,
+    ignore: Annotated[str, typer.Option(help="Label maps: ids of no class, e.g. 0,255.")] = "255",
+    depth_scale: Annotated[float | None, typer.Option(help="Depth maps: metres per unit [PNG: 0.001, npy: 1].")] = None,
 ) -> None:
-    """Train a head of a bundle on frozen features; they are computed once and kept on disk."""
+    """Train a head on frozen features and write a bundle that can be served.
+
+    The encoder runs once on each view of a picture; its features are kept on disk. Ctrl-C saves the run, and --resume
+    goes on with it.
+    """
     settings = read_settings()
-    file, folder = read_bundle(bundle)
-    if task not in file.tasks:
-        raise BundleError(f"no task '{task}' in bundle {file.name}; there are: {', '.join(file.tasks)}")
-    entry = file.tasks[task]
-    geometry = file.geometry_of(task)
-    if not isinstance(geometry, FitGeometry):
-        raise BundleError(f"task '{task}': heads are trained at a fixed height and width, not at {geometry}")
-    encoder = open_encoder(file.encoder, fetch(parse_reference(file.encoder.weights, folder), settings.cache_dir))
-    torch.manual_seed(seed)
-    decoder = new_decoder(entry, encoder.spec, folder)
-    cache = FeatureCache(features or settings.cache_dir / "features", encoder, geometry, decoder.out_indices)
-    with _progress() as bar:
-        report = _reporter(bar)
-        if isinstance(decoder, PanopticDecoder):
-            schedule = _schedule(recipes.PANOPTIC, steps, seed)
-            panoptic_samples = load_coco_panoptic(data, split, decoder.label_set).samples
-            recipes.fit_panoptic(decoder, panoptic_samples, cache, schedule, report)
-            pictures = len(panoptic_samples)
-        elif isinstance(decoder, DepthDecoder):
-            schedule = _schedule(recipes.DEPTH, steps, seed)
-            depth_samples = load_rgbd(data, split or "0:695").samples
-            recipes.fit_depth(decoder, depth_samples, cache, schedule, report)
-            pictures = len(depth_samples)
-        else:
-            raise BundleError(f"no recipe trains decoder '{entry.decoder}'; there are recipes for panoptic and depth")
-    target = out or Path(f"{task}.safetensors")
-    facts = dataclasses.asdict(schedule) | {"task": task, "pictures": pictures, "encoder": encoder.spec.revision}
-    recipes.save_head(decoder, target, {name: str(value) for name, value in facts.items()})
-    console.print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")
-
-
-def evaluate(
-    task: TaskName,
-    data: Data,
-    bundle: BundleName = "demo",
-    split: Annotated[str | None, typer.Option(help=SplitHelp + " [default: val2017 or 800:999]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file as well.")] = None,
-) -> None:
-    """Score a head of a bundle on held-out pictures: PQ for panoptic heads, AbsRel for depth."""
-    settings = read_settings()
-    engine = Engine.from_bundle(bundle, device=settings.device, cache_dir=settings.cache_dir)
-    engine.check_tasks([task])
-
-    def predict(image: Any) -> Result:
-        prediction = engine.predict(image, [task])[0]
-        if task in prediction.errors:
-            raise prediction.errors[task]
-        return prediction.results[task]
-
-    with _progress() as bar:
-        report = _reporter(bar)
-        if engine.bundle.heads[task].decoder.kind == "panoptic":
-            label_set = engine.bundle.label_sets[task]
-            panoptic_samples = load_coco_panoptic(data, split, label_set, prefer="val").samples
-            total = len(panoptic_samples)
-            figures = score_panoptic(
-                predict, panoptic_samples, label_set, lambda done: report("scoring", done, total, None)
+    source = _Source(data, MapFormat(first_id, _ids(ignore)), depth_scale)
+    with _plain_errors():
+        file, folder = read_bundle(bundle)
+        entry, recipe = _entry_and_recipe(file, what)
+        schedule = _schedule(recipe.schedule, steps, batch_size, views, learning_rate, seed)
+        own_size = _size(size)
+        geometry = _geometry(own_size or file.tasks.get(what, entry).geometry or file.geometry)
+        dataset = source.open(recipe, split, "train", _label_set(labels, entry, folder))
+        held_out = None if val is None else source.open(recipe, val, "val", dataset.label_set)
+        name = task or what
+        target = out or Path(name)
+        label_name = None if dataset.label_set is None else write_label_set(target, name, dataset.label_set)
+        entry = entry.model_copy(update={"labels": label_name, "geometry": own_size or entry.geometry})
+        with _progress() as bar:
+            report = _reporter(bar)
+            encoder = _open_encoder(file, folder, settings)
+            entry, head = _new_head(entry, recipe, encoder.spec, target, seed)
+            facts = {
+                **dataclasses.asdict(schedule),
+                **{"task": name, "decoder": entry.decoder, "settings": entry.settings, "geometry": str(geometry)},
+                **{"pictures": len(dataset.samples), "encoder": encoder.spec.revision},
+            }
+            run = RunFolder(
+                target,
+                facts,
+                resume=resume,
+                report=lambda step, loss: report(f"training (loss {loss:.3f})", step, schedule.steps),
             )
-        else:
-            depth_samples = load_rgbd(data, split or "800:999").samples
-            total = len(depth_samples)
-            figures = score_depth(predict, depth_samples, lambda done: report("scoring", done, total, None))
-    figures = {name: round(value, 4) for name, value in figures.items()}
-    answer = {"bundle": bundle, "task": task, "data": data.name, "pictures": total, **figures}
-    print(json.dumps(answer, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(answer, indent=1) + "\n")
+            if not resume:
+                _check(dataset, report)
+                if held_out is not None:
+                    _check(held_out, report)
+            cache = FeatureCache(
+                features or settings.cache_dir / "features",
+                encoder,
+                geometry,
+                head.out_indices,
+                head.hidden_indices,
+                int(cache_gb * 1e9),
+            )
+            others = () if held_out is None else held_out.samples
+            Training(recipe, schedule, cache, report, console.print).fit(
+                head.to(_device(settings)), dataset.samples, run, held_out=others, every=every
+            )
+        save_head(head, target / f"{name}.safetensors", {key: str(value) for key, value in facts.items()})
+        written = write_bundle(target, bundle, name, entry)
+        run.finish()
+    console.print(f"wrote {written}", soft_wrap=True)
+    print(f"try: polyhead serve --bundle {written}")
 
 
-def _schedule(recipe: Schedule, steps: int | None, seed: int) -> Schedule:
-    return dataclasses.replace(recipe, steps=steps or recipe.steps, seed=seed)
+@dataclass(frozen=True)
+class _Source:
+    """Where labelled pictures come from, and how their maps are to be read."""
+
+    root: Path
+    map_format: MapFormat
+    depth_scale: float | None
+
+    def open(self, recipe: Recipe, split: str | None, prefer: str, label_set: LabelSet | None) -> Dataset[Sample]:
+        return open_data(
+            recipe.data,
+            self.root,
+            split,
+            label_set,
+            prefer=prefer,
+            map_format=self.map_format,
+            depth_scale=self.depth_scale,
+        )
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a person can do something about becomes an error that `polyhead` tells in plain words."""
+    try:
+        yield
+    except StoppedError as stopped:
+        console.print(f"{stopped}; the same command with --resume goes on from there")
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        console.print("stopped; what was encoded is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
+    except DataError as error:
+        hint = "\n--labels from-data takes the data's own classes" if "is not in label set" in str(error) else ""
+        raise StartError(f"{error}{hint}") from None
+    except TrainingError as error:
+        raise StartError(str(error)) from None
+
+
+def _entry_and_recipe(file: BundleFile, what: str) -> tuple[TaskEntry, Recipe]:
+    """The head to train, as a bundle would name it, and its recipe; a new head has no settings yet."""
+    if what not in file.tasks and what not in RECIPES:
+        raise BundleError(
+            f"no task '{what}' in bundle {file.name}; there are: {', '.join(file.tasks)}; nor is it a kind of head: "
+            f"{', '.join(RECIPES)}"
+        )
+    entry = file.tasks.get(what) or TaskEntry(decoder=what)
+    try:
+        return entry, recipe_for(entry.decoder)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
+
+
+def _label_set(labels: str | None, entry: TaskEntry, folder: Path) -> LabelSet | None:
+    """The classes asked for, or the task's; None: the data's own, or none at all."""
+    if labels == FROM_DATA:
+        return None
+    if labels is None:
+        return label_set_of(entry, folder)
+    return label_set_of(TaskEntry(decoder=entry.decoder, labels=labels), Path())
+
+
+def _size(size: str | None) -> GeometryEntry | None:
+    if size is None:
+        return None
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and (width or height).isdigit() and int(height) and int(width or height)):
+        raise StartError(f"--size {size} is no size; write e.g. 448 or 448x640, pixels")
+    return GeometryEntry(height=int(height), width=int(width or height))
+
+
+def _geometry(entry: GeometryEntry) -> FitGeometry:
+    """What a head is trained at: a fixed size; a head on windows sees pictures of a window's size."""
+    geometry = entry.build()
+    if isinstance(geometry, WindowGeometry):
+        return FitGeometry(geometry.size, geometry.size)
+    if not isinstance(geometry, FitGeometry):
+        raise StartError(f"heads are trained at a fixed height and width, not at {geometry}; give --size, pixels")
+    return geometry
+
+
+def _new_head(entry: TaskEntry, recipe: Recipe, spec: EncoderSpec, folder: Path, seed: int) -> tuple[TaskEntry, Any]:
+    """The head, untrained, and its entry with the settings that it is made with."""
+    settings = entry.settings or recipe.settings(spec)
+    entry = entry.model_copy(update={"settings": settings, "examples": None})
+    torch.manual_seed(seed)
+    head = new_decoder(entry, spec, folder)
+    assert isinstance(head, nn.Module)
+    return entry, head
+
+
+def _open_encoder(file: BundleFile, folder: Path, settings: Settings) -> Encoder:
+    path = fetch(parse_reference(file.encoder.weights, folder), settings.cache_dir)
+    return open_encoder(file.encoder, path).to(device=_device(settings), dtype=settings.torch_dtype)
+
+
+def _device(settings: Settings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check(dataset: Dataset[Sample], report: Report) -> None:
+    total = len(dataset.samples)
+    warnings = check_data(dataset, progress=lambda done: report("checking", done, total))
+    if warnings:
+        console.print(f"{dataset.name}: left out or harmless\n{lines(warnings)}", highlight=False, markup=False)
+
+
+def _schedule(
+    recipe: Schedule,
+    steps: int | None,
+    batch_size: int | None,
+    views: int | None,
+    learning_rate: float | None,
+    seed: int,
+) -> Schedule:
+    given: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "views_per_picture": views,
+        "learning_rate": learning_rate,
+    }
+    return dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None}, seed=seed)
+
+
+def _ids(text: str) -> frozenset[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise StartError(f"--ignore {text} is no list of ids; write e.g. 0,255")
+    return frozenset(map(int, parts))
 
 
 def _progress() -> Progress:
@@ -133,13 +286,14 @@ def _progress() -> Progress:
     )
 
 
-def _reporter(bar: Progress) -> recipes.Progress:
+def _reporter(bar: Progress) -> Report:
+    """Shows stages; one is known by the first word of its description, the rest of which may change."""
     stages: dict[str, Any] = {}
 
-    def report(stage: str, done: int, total: int, loss: float | None) -> None:
-        if stage not in stages:
-            stages[stage] = bar.add_task(stage, total=total)
-        description = stage if loss is None else f"{stage} (loss {loss:.3f})"
-        bar.update(stages[stage], completed=done, description=description)
+    def report(stage: str, done: int, total: int) -> None:
+        name = stage.partition(" (")[0]
+        if name not in stages:
+            stages[name] = bar.add_task(stage, total=total)
+        bar.update(stages[name], completed=done, description=stage)
 
     return report

@@ -203,20 +203,25 @@ def _pictures(index: dict[str, Any], folder: Path, problems: list[Problem]) -> d
     return found
 
 
-def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
+def read_segment_map(png: Path) -> NDArray[np.int32]:
+    """The segment ids of COCO's RGB code: [H, W]."""
     with Image.open(png) as image:
         rgb: NDArray[np.int32] = np.asarray(image.convert("RGB")).astype(np.int32)
-    return Segments(rgb @ np.array([1, 256, 65536], dtype=np.int32), labels, crowds)
+    return rgb @ np.array([1, 256, 65536], dtype=np.int32)
+
+
+def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
+    return Segments(read_segment_map(png), labels, crowds)
 
 
 def _read_masks(size: tuple[int, int], entries: list[tuple[int, dict[str, Any]]]) -> list[InstanceMask]:
     return [
-        InstanceMask(label_id, _rle(entry["segmentation"], size), bool(entry.get("iscrowd", 0)))
+        InstanceMask(label_id, read_rle(entry["segmentation"], size), bool(entry.get("iscrowd", 0)))
         for label_id, entry in entries
     ]
 
 
-def _rle(segmentation: Any, size: tuple[int, int]) -> Rle:
+def read_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     """COCO's polygons, run lengths in numbers, or compressed run lengths, as pycocotools' `annToRLE` reads them."""
     if isinstance(segmentation, list):
         whole = [polygon for polygon in segmentation if len(polygon) >= 6]
