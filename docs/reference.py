@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from serving.config import Settings
 from serving.errors import PolyheadError
+from serving.metrics import Metrics
 
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- made by docs/reference\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,7 +49,17 @@ def settings() -> str:
     return table(("variable", "default", ""), rows)
 
 
-PARTS = {"errors": errors, "settings": settings}
+def metrics() -> str:
+    """Every metric."""
+    made = Metrics(bundle="", encoder="", revision="", device=torch.device("cpu"), dtype="", heads=())
+    rows = [
+        (f"`{each.name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.text)
+        for each in made.described
+    ]
+    return table(("name", "kind", "labels", ""), rows)
+
+
+PARTS = {"errors": errors, "metrics": metrics, "settings": settings}
 
 
 def rendered(text: str) -> str:

@@ -82,6 +82,8 @@ _HUB_START_S = 30.0
 _HEAD_NODE = "node:__internal_head__"
 """The resource that only Ray's head node has."""
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 _RAY_METRICS_PORT = 8090
 """Used where it is free, and no other is asked for."""
 
@@ -208,7 +210,7 @@ class _SharedMetrics:
                 total: Snapshot = await hub.exchange.remote(self._replica, own)
                 return total
         except (TimeoutError, ray.exceptions.RayError) as error:
-            logger.warning("no metrics of the other replicas: %s", error or f"no answer within {_HUB_S:g} s")
+            logger.warning("no metrics of the other replicas: %s", str(error) or f"no answer within {_HUB_S:g} s")
             return own
 
     def end(self) -> None:
@@ -347,6 +349,8 @@ def start(settings: Settings) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,  # the replicas' logs stand in files; see `log_directory`
         _metrics_export_port=_ray_metrics_port(settings),
+        # Ray's own ports then listen for this machine alone, too.
+        _node_ip_address="127.0.0.1" if settings.host in _LOOPBACK else None,
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _check_resources(settings, ray.cluster_resources())

@@ -1,10 +1,8 @@
 """Every metric of the server: names, units and labels in one place (prometheus-client).
 
-    python -m serving.metrics          # writes their table into docs/metrics.md
-
 An *encoder pass* is one picture through the encoder; a batch of eight is eight passes in one run. A pass is *saved*
 when a second head reads features that a first one already paid for. A *picture* is also a frame of a stream.
-"""  # fmt: skip
+"""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -64,8 +61,6 @@ EVICTIONS = ("idle", "unread", "memory", "stopping")
 _PROBLEMS = tuple(PolyheadError.__subclasses__())
 _REJECTED = tuple(kind for kind in _PROBLEMS if kind.status < 500 and kind is not OverloadedError)
 _FAILED = tuple(kind for kind in _PROBLEMS if kind.status >= 500 and kind is not DeadlineExceededError)
-_DOCUMENT = Path(__file__).parents[1] / "docs" / "metrics.md"
-_TABLE_START, _TABLE_END = "<!-- begin: python -m serving.metrics -->\n", "<!-- end -->\n"
 
 
 @dataclass(frozen=True)
@@ -201,14 +196,6 @@ class Metrics:
                     Sample(sample.name, sample.labels, samples.get(_key(sample), 0.0)) for sample in _told(family)
                 ]
             yield shown
-
-    def table(self) -> str:
-        """All metrics as a table in Markdown."""
-        rows = [
-            f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.text} |\n"
-            for each in self.described
-        ]
-        return "| name | kind | labels | what it tells |\n|---|---|---|---|\n" + "".join(rows)
 
     def _define_requests(self) -> None:
         self.info = self._gauge(
@@ -415,15 +402,3 @@ def _padding_pixels(item: PassInput) -> int:
     """Windows have none, for they lie within the scaled picture; nor has a picture whose features were there."""
     height, width = item.geometry.scaled_size
     return 0 if item.geometry.window_starts is not None else max(0, _input_pixels(item) - height * width)
-
-
-def document(text: str) -> str:
-    """A document with the table of all metrics in its place anew."""
-    before, _, rest = text.partition(_TABLE_START)
-    _, _, after = rest.partition(_TABLE_END)
-    metrics = Metrics(bundle="", encoder="", revision="", device=torch.device("cpu"), dtype="", heads=())
-    return before + _TABLE_START + "\n" + metrics.table() + "\n" + _TABLE_END + after
-
-
-if __name__ == "__main__":
-    _DOCUMENT.write_text(document(_DOCUMENT.read_text()))

@@ -200,6 +200,50 @@ def test_a_replica_that_cannot_answer_fails_its_health_check(replica: app.Polyhe
         asyncio.run(replica.check_health())
 
 
+def test_without_a_host_a_replica_tells_its_own_metrics(replica: app.PolyheadDeployment) -> None:
+    text = TestClient(replica.__serve_build_asgi_app__()).get("/metrics").text
+    assert "polyhead_replicas 1.0" in text.splitlines()
+
+
+def test_a_hub_that_does_not_answer_in_time_leaves_a_replica_its_own_figures_and_a_word_in_the_log(
+    replica: app.PolyheadDeployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "_HUB_S", 0.01)
+    monkeypatch.setattr(app._SharedMetrics, "_report", lambda self: None)
+    shared = app._SharedMetrics(replica.service.metrics)
+    replica.service.metrics.count_request("/segment", 200)
+    told = asyncio.run(shared.total())
+    assert told.counters["polyhead_requests_total", (("route", "/segment"), ("code", "200"))] == 1
+    assert told.gauges["polyhead_replicas", ()] == 1
+    assert "no metrics of the other replicas: no answer within 0.01 s" in caplog.text
+
+
+def test_ray_s_metrics_have_the_port_that_was_asked_for_or_else_a_known_one(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app._set_environment(Settings())
+    monkeypatch.setattr(app, "_is_free", lambda host, port: True)
+    assert app._ray_metrics_port(Settings()) == 8090
+    assert app._ray_metrics_port(Settings(ray_metrics_port=8123)) == 8123
+    assert app._ray_metrics_port(Settings(http_port=8090)) != 8090
+
+
+def test_a_taken_port_of_ray_s_metrics_gives_way_to_a_free_one(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    app._set_environment(Settings())
+    monkeypatch.setattr(app, "_RAY_METRICS_PORT", taken)
+    given = app._ray_metrics_port(Settings())
+    assert given != taken
+    assert app._is_free("127.0.0.1", given)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_taken_port_that_was_asked_for_ray_s_metrics_is_told(taken: int, free: int) -> None:
+    with pytest.raises(StartError, match=f"{taken}: .*; choose another with POLYHEAD_RAY_METRICS_PORT"):
+        app.start(Settings(http_port=free, grpc_port=app._any_free_port({free}), ray_metrics_port=taken))
+
+
 def test_a_replica_that_could_not_be_built_goes_quietly() -> None:
     values = Settings(bundle="no-such-bundle").model_dump(mode="json")
     with pytest.raises(BundleError, match="no bundle 'no-such-bundle'"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from decoders.results import Result
 from encoders.geometry import ImageGeometry
-from serving import metrics as metrics_module
 from serving.engine import PassInput, PassOutput, PassReport
 from serving.errors import (
     DeadlineExceededError,
@@ -26,7 +24,7 @@ from serving.errors import (
     UnavailableError,
 )
 from serving.gateways.http_gateway import create_app
-from serving.metrics import GRPC_ROUTES, HTTP_ROUTES, SOCKET_ROUTES, Metrics, document
+from serving.metrics import GRPC_ROUTES, HTTP_ROUTES, SOCKET_ROUTES, Metrics
 from serving.metrics_hub import MetricsHub
 from serving.protos import segmentation_pb2 as pb
 from serving.types import Prediction, Timing
@@ -280,8 +278,3 @@ def test_the_figures_of_the_process_are_read_anew(metrics: Metrics) -> None:
 def test_what_a_snapshot_leaves_out_is_0(metrics: Metrics) -> None:
     assert all(value for value in metrics.snapshot().counters.values())
     assert not any(name.endswith("_created") for name, _ in metrics.snapshot().counters)
-
-
-def test_the_document_has_the_table_of_all_metrics() -> None:
-    text = Path(metrics_module.__file__).parents[1].joinpath("docs", "metrics.md").read_text()
-    assert document(text) == text, "run: python -m serving.metrics"
