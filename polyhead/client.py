@@ -50,10 +50,11 @@ from serving.gateways.grpc_messages import (
     parse_prediction,
     parse_problem,
 )
+from serving.options import MAX_IN_FLIGHT
 from serving.protos import segmentation_pb2 as pb
 from serving.protos.segmentation_pb2_grpc import SegmentationServiceStub
 from serving.streams.frames import FrameFormat
-from serving.streams.stream import MAX_IN_FLIGHT, DropPolicy
+from serving.streams.stream import DropPolicy
 from serving.types import Prediction, PredictOptions, Timing
 
 Picture = bytes | str | Path | Image.Image | NDArray[np.uint8]
@@ -272,8 +273,8 @@ class AsyncClient:
             PolyheadError: the stream can't be opened, or broke and could not be taken up again.
         """
         _check_masks(masks)
-        if not 1 <= max_in_flight <= MAX_IN_FLIGHT:
-            raise InvalidOptionError(f"max_in_flight is {max_in_flight}", remedy=f"ask for 1 to {MAX_IN_FLIGHT} frames")
+        if max_in_flight not in MAX_IN_FLIGHT:
+            raise InvalidOptionError(f"max_in_flight is {max_in_flight}", remedy=f"ask for {MAX_IN_FLIGHT} frames")
         config = pb.VideoConfig(
             tasks=tasks or (),
             options=options_message(options or PredictOptions(), masks),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from serving.answers.render import features_json
 from serving.answers.schemas import FeaturesAnswer
 from serving.errors import UnsupportedTaskError
 from serving.gateways.http_pictures import check_repeats, picture_body, problem_answers, read_picture, server_timing
+from serving.http_timeout import RequestTimeout
 from serving.request_context import add_stage
 from serving.service import SegmentationService
 from serving.types import parse_tasks
@@ -43,9 +44,7 @@ def add_feature_route(app: FastAPI, service: SegmentationService) -> None:
     async def features(
         request: Request,
         query: Annotated[FeaturesQuery, Query()],
-        x_request_timeout_s: Annotated[
-            float | None, Header(gt=0, le=3600, description="Give up after this many seconds.")
-        ] = None,
+        x_request_timeout_s: RequestTimeout = None,
     ) -> Response:
         """The features stay in the replica that answers, until others take their room."""
         check_repeats(request)

@@ -31,14 +31,11 @@ from serving import errors
 from serving.answers.render import DEPTH_SCALE_M, MaskFormat, result_json, result_png
 from serving.errors import InvalidOptionError, PolyheadError
 from serving.grpc_status import problem_message
+from serving.options import MAX_SIDE, POSTPROCESS_BOUNDS, TIMEOUT_S, Bounds
 from serving.protos import segmentation_pb2 as pb
 from serving.streams.frames import FrameFormat
 from serving.streams.stream import DropPolicy, FrameAnswer, StreamConfig
 from serving.types import Prediction, PredictOptions, Timing
-
-MAX_TIMEOUT_S = 3600.0
-"""Longest time limit that may be asked for."""
-_MIN_SIDE, _MAX_SIDE = 16, 16384
 
 _MASK_FORMATS: dict[int, MaskFormat] = {
     pb.MASK_FORMAT_UNSPECIFIED: "rle",
@@ -59,7 +56,6 @@ _DROP_POLICIES: dict[int, DropPolicy] = {
     pb.DROP_POLICY_LATEST: "latest",
     pb.DROP_POLICY_REJECT: "reject",
 }
-_THRESHOLDS = ("score_threshold", "mask_threshold", "overlap_threshold")
 _SEGMENT_FIELDS = ("segment_id", "label_id", "label", "is_thing", "score", "area", "track_id")
 _TIMES_MS = ("queue_ms", "decode_ms", "preprocess_ms", "encoder_ms", "postprocess_ms", "total_ms")
 _ERRORS = {
@@ -91,9 +87,10 @@ def parse_options(message: pb.Options) -> tuple[PredictOptions, MaskFormat]:
     Raises:
         InvalidOptionError: a value is out of its range; names the field.
     """
-    thresholds = {name: _in_range(message, name, 0, 1) for name in _THRESHOLDS if message.HasField(name)}
-    max_side = int(_in_range(message, "max_side", _MIN_SIDE, _MAX_SIDE)) if message.HasField("max_side") else None
-    return PredictOptions(PostprocessOptions(**thresholds), max_side), _name(message, "masks", _MASK_FORMATS)
+    thresholds = {name: _in_bounds(message, name, bounds) for name, bounds in POSTPROCESS_BOUNDS.items()}
+    max_side = _in_bounds(message, "max_side", MAX_SIDE)
+    options = PredictOptions(PostprocessOptions(**thresholds), None if max_side is None else int(max_side))
+    return options, _name(message, "masks", _MASK_FORMATS)
 
 
 def parse_timeout_s(message: pb.SegmentRequest | pb.VideoConfig, name: str) -> float | None:
@@ -102,11 +99,7 @@ def parse_timeout_s(message: pb.SegmentRequest | pb.VideoConfig, name: str) -> f
     Raises:
         InvalidOptionError: it is 0, negative, or longer than an hour.
     """
-    if not message.HasField(name):
-        return None
-    if not 0 < getattr(message, name) <= MAX_TIMEOUT_S:  # also false for NaN
-        raise _out_of_range(name, getattr(message, name), f"more than 0, at most {MAX_TIMEOUT_S:g}")
-    return float(getattr(message, name))
+    return _in_bounds(message, name, TIMEOUT_S)
 
 
 def frame_format_number(form: FrameFormat) -> pb.FrameFormat:
@@ -375,15 +368,14 @@ def _parse_rle(message: pb.Rle) -> Rle:
 # ---------------------------------------------------------------- fields
 
 
-def _in_range(message: pb.Options, name: str, low: float, high: float) -> float:
+def _in_bounds(message: pb.Options | pb.SegmentRequest | pb.VideoConfig, name: str, bounds: Bounds) -> float | None:
+    """A field that may be left out; None if it is."""
+    if not message.HasField(name):
+        return None
     value: float = getattr(message, name)
-    if not low <= value <= high:  # also false for NaN
-        raise _out_of_range(name, value, f"{low:g} to {high:g}")
+    if value not in bounds:
+        raise InvalidOptionError(f"{name}={value:g}", remedy=f"give {bounds}, or leave it out")
     return value
-
-
-def _out_of_range(name: str, value: float, allowed: str) -> InvalidOptionError:
-    return InvalidOptionError(f"{name}={value:g}", remedy=f"give {allowed}, or leave it out")
 
 
 def _name(message: pb.Options | pb.VideoConfig, field: str, names: Mapping[int, Any]) -> Any:

@@ -42,13 +42,12 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from decoders.base import PostprocessOptions
 from serving.answers.render import MaskFormat, prediction_json
 from serving.errors import (
     InternalError,
@@ -58,11 +57,11 @@ from serving.errors import (
     StreamEvictedError,
 )
 from serving.metrics import FORBIDDEN, SWITCHED
+from serving.options import MAX_IN_FLIGHT, TIMEOUT_S, RequestOptions
 from serving.request_context import add_stage
 from serving.service import SegmentationService
 from serving.streams.frames import FrameFormat, frame_decoder
-from serving.streams.stream import MAX_IN_FLIGHT, DropPolicy, Frame, FrameAnswer, StreamConfig, VideoStream
-from serving.types import PredictOptions
+from serving.streams.stream import DropPolicy, Frame, FrameAnswer, StreamConfig, VideoStream
 
 _HEADER = struct.Struct("<QQ")
 _RAW_HEADER = struct.Struct("<QQII")
@@ -79,27 +78,18 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 logger = logging.getLogger("polyhead.ws")
 
 
-class VideoConfig(BaseModel):
+class VideoConfig(RequestOptions):
     """The first message on `WS /video`; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     tasks: list[str] | None = Field(None, description="Default: the bundle's.")
     format: FrameFormat = Field("image", description="Picture files, raw RGB, or Annex-B access units.")
-    masks: MaskFormat = Field("rle", description="How segments are told.")
-    score_threshold: float | None = Field(None, ge=0, le=1, description="Least class probability.")
-    mask_threshold: float | None = Field(None, ge=0, le=1, description="Probability from which a pixel is in a mask.")
-    overlap_threshold: float | None = Field(None, ge=0, le=1, description="Least part of a mask left by better ones.")
-    max_side: int | None = Field(None, ge=16, le=16384, description="Results' longer side, pixels.")
     drop_policy: DropPolicy = Field("block", description="When max_in_flight frames are inside: wait, drop or refuse.")
-    max_in_flight: int = Field(4, ge=1, le=MAX_IN_FLIGHT, description="Frames inside at once.")
-    frame_timeout_s: float | None = Field(None, gt=0, le=3600, description="An older frame is answered with an error.")
-
-    def options(self) -> PredictOptions:
-        """The thresholds and the output size."""
-        return PredictOptions(
-            PostprocessOptions(self.score_threshold, self.mask_threshold, self.overlap_threshold), self.max_side
-        )
+    max_in_flight: int = Field(StreamConfig.max_in_flight, **MAX_IN_FLIGHT.limits, description="Frames inside at once.")
+    frame_timeout_s: float | None = Field(
+        None, **TIMEOUT_S.limits, description="An older frame is answered with an error."
+    )
 
 
 _KEYS = ", ".join(VideoConfig.model_fields)
@@ -178,7 +168,7 @@ class _Session:
         config = await self._read_config()
         tasks = tuple(self._service.engine.check_tasks(config.tasks))
         stream_config = StreamConfig(
-            tasks, config.options(), config.drop_policy, config.max_in_flight, config.frame_timeout_s
+            tasks, config.options, config.drop_policy, config.max_in_flight, config.frame_timeout_s
         )
         decoder = frame_decoder(config.format, self._service.settings.max_pixels)
         async with self._service.streams.open(stream_config, decoder) as stream:

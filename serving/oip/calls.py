@@ -18,16 +18,15 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
-from decoders.base import PostprocessOptions
-from serving.answers.render import MaskFormat
 from serving.engine import Engine
 from serving.errors import InvalidImageError, InvalidOptionError, PolyheadError, TooLargeError, UnavailableError
 from serving.oip.models import IMAGE, VERSION, Model, Output, find_model, model_names
+from serving.options import TIMEOUT_S, RequestOptions
 from serving.request_context import add_stage
 from serving.service import SegmentationService
-from serving.types import Prediction, PredictOptions, parse_tasks
+from serving.types import Prediction, parse_tasks
 
 Encoded = TypeVar("Encoded")
 
@@ -101,18 +100,16 @@ class InferAnswer:
     version: str = VERSION
 
 
-class InferParameters(BaseModel):
+class InferParameters(RequestOptions):
     """The parameters of a request; an unknown one is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: str | None = Field(None, description="Of the model `ensemble`, separated by commas.")
-    masks: MaskFormat = Field("rle", description="How segments are told in the output `json`.")
-    score_threshold: float | None = Field(None, ge=0, le=1, description="Least class probability.")
-    mask_threshold: float | None = Field(None, ge=0, le=1, description="Probability from which a pixel is in a mask.")
-    overlap_threshold: float | None = Field(None, ge=0, le=1, description="Least part of a mask left by better ones.")
-    max_side: int | None = Field(None, ge=16, le=16384, description="Results' longer side, pixels.")
-    timeout: int = Field(0, ge=0, description="Microseconds until the answer is of no use; 0: the server's default.")
+    timeout: int = Field(
+        0, ge=0, le=int(1e6 * TIMEOUT_S.high),
+        description="Microseconds until the answer is of no use; 0: the server's default.",
+    )  # fmt: skip
     priority: int = Field(0, ge=0, description="Heeded by no model here.")
     binary_data_output: bool = Field(False, description="HTTP: answer in binary unless an output says otherwise.")
     sequence_id: int | str = Field(0, description="gRPC streams only; 0 or '': of no sequence.")
@@ -144,13 +141,6 @@ class InferParameters(BaseModel):
     def timeout_s(self) -> float | None:
         """`timeout` in seconds; None if it is not set."""
         return self.timeout / 1e6 if self.timeout else None
-
-    @property
-    def options(self) -> PredictOptions:
-        """The thresholds and the output size."""
-        return PredictOptions(
-            PostprocessOptions(self.score_threshold, self.mask_threshold, self.overlap_threshold), self.max_side
-        )
 
 
 @dataclass(frozen=True)

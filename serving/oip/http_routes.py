@@ -10,9 +10,9 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -27,6 +27,7 @@ from serving.errors import (
     UnsupportedMediaTypeError,
     UnsupportedTaskError,
 )
+from serving.http_timeout import RequestTimeout
 from serving.metrics import route_of
 from serving.oip.calls import (
     Call,
@@ -183,9 +184,7 @@ def _add_infer(router: APIRouter, service: SegmentationService) -> None:
     async def model_infer(
         request: Request,
         model: str,
-        x_request_timeout_s: Annotated[
-            float | None, Header(gt=0, le=3600, description="Give up after this many seconds.")
-        ] = None,
+        x_request_timeout_s: RequestTimeout = None,
     ) -> Response:
         settings, headers = service.settings, request.headers
         version = request.path_params.get("version", "")

@@ -12,11 +12,12 @@ from typing import Any
 
 from serving.errors import InternalError, InvalidOptionError, PolyheadError
 from serving.oip.calls import Call, InferParameters, InferRequest, read_call
+from serving.options import RequestOptions
 from serving.service import SegmentationService
 from serving.streams.frames import frame_decoder
 from serving.streams.stream import Frame, FrameAnswer, StreamConfig, VideoStream
 
-_KEPT = {"masks", "score_threshold", "mask_threshold", "overlap_threshold", "max_side"}
+_KEPT = set(RequestOptions.model_fields)
 """Parameters that a sequence's first request sets for those that follow."""
 
 _START_REMEDY = "begin with sequence_start; each gRPC stream has sequences of its own"

@@ -29,6 +29,7 @@ from serving.errors import (
     StreamEvictedError,
     TooLargeError,
 )
+from serving.options import MAX_IN_FLIGHT, TIMEOUT_S
 from serving.request_context import RequestContext, add_stage, current_request, working_for
 from serving.types import Prediction, PredictOptions, Timing
 
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("polyhead.streams")
 
 Value = TypeVar("Value")
-
-MAX_IN_FLIGHT = 64
-"""Largest `StreamConfig.max_in_flight`."""
 
 _MAX_REFUSED = 64
 """Refused frames that wait for their answer to be read, before the sender is made to wait."""
@@ -81,7 +79,8 @@ class StreamConfig:
         tasks: heads, checked.
         options: thresholds and output size.
         drop_policy: see `DropPolicy`.
-        max_in_flight: frames inside at once, from their arrival to the reading of their answer, 1 to `MAX_IN_FLIGHT`.
+        max_in_flight: frames inside at once, from their arrival to the reading of their answer, within
+            `options.MAX_IN_FLIGHT`.
             With ``latest`` one more may wait, the newest.
         frame_timeout_s: a frame older than this when its turn comes is answered with an error; None: never.
 
@@ -96,13 +95,11 @@ class StreamConfig:
     frame_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_in_flight <= MAX_IN_FLIGHT:
+        if self.max_in_flight not in MAX_IN_FLIGHT:
+            raise InvalidOptionError(f"max_in_flight is {self.max_in_flight}", remedy=f"ask for {MAX_IN_FLIGHT} frames")
+        if self.frame_timeout_s is not None and self.frame_timeout_s not in TIMEOUT_S:
             raise InvalidOptionError(
-                f"max_in_flight is {self.max_in_flight}", remedy=f"ask for 1 to {MAX_IN_FLIGHT} frames"
-            )
-        if self.frame_timeout_s is not None and not self.frame_timeout_s > 0:  # NaN is not either
-            raise InvalidOptionError(
-                f"frame_timeout_s is {self.frame_timeout_s}", remedy="give more than 0 seconds, or none"
+                f"frame_timeout_s is {self.frame_timeout_s}", remedy=f"give {TIMEOUT_S} seconds, or none"
             )
 
 
