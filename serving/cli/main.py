@@ -21,8 +21,9 @@ from serving.answers.parse import parse_label_sets, parse_results
 from serving.answers.render import PICTURE_KINDS, kind_of, overlay_png, prediction_json, result_png
 from serving.bundles.loading import fetch_weights
 from serving.cli.bundles import bundles, pull
+from serving.cli.evaluation import evaluate
 from serving.cli.parity import parity
-from serving.cli.training import evaluate, train
+from serving.cli.training import train
 from serving.cli.video import video
 from serving.config import Settings, read_settings
 from serving.engine import Engine
