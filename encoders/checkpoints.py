@@ -38,6 +38,11 @@ _PLAIN_NUMBERS: list[Any] = [
 ]
 """NumPy numbers that training frameworks leave beside the weights (Meta's depth heads have one); they run nothing."""
 
+_SAVE_TENSORS = (
+    "python -c \"import torch; c = torch.load('IN', weights_only=False); torch.save(c.get('state_dict', c), 'OUT')\""
+)
+"""Takes the weights out of a training program's file whose settings (argparse.Namespace, paths) are Python objects."""
+
 _WRAPPERS = ("state_dict", "model")
 """Under which names training programs save the weights: Lightning and mmcv, detectron2."""
 
@@ -247,7 +252,7 @@ def _read_torch(file: Path, *, is_archive: bool) -> dict[str, Tensor]:
         what = f"asks to run {named[1]}" if named else "holds more than tensors, or is damaged"
         raise CheckpointError(
             f"{file} {what}; nothing of it was executed. Use its safetensors version, or save the tensors alone where "
-            "you trust it"
+            f"you trust the file: {_SAVE_TENSORS}"
         ) from None
     except Exception as error:  # noqa: BLE001  # torch's reader raises what it likes on a damaged file
         reason = re.split(r"\. |\n", str(error))[0]

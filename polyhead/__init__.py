@@ -6,6 +6,8 @@
 """
 
 from decoders.base import Decoder, DecoderModule, PostprocessOptions
+from decoders.class_map import best_class, class_confidence, semantic_result
+from decoders.labels import Label, LabelSet
 from decoders.results import (
     ClassificationResult,
     ClassScore,
@@ -37,6 +39,8 @@ __all__ = [
     "FitGeometry",
     "ImageGeometry",
     "InstanceResult",
+    "Label",
+    "LabelSet",
     "PanopticResult",
     "PostprocessOptions",
     "PredictOptions",
@@ -47,4 +51,7 @@ __all__ = [
     "ShortestEdgeGeometry",
     "Timing",
     "WindowGeometry",
+    "best_class",
+    "class_confidence",
+    "semantic_result",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,13 +154,35 @@ def _read(name_or_path: str, extending: tuple[Path, ...]) -> tuple[BundleFile, P
     if path in extending:
         raise BundleError(" extends ".join(str(each) for each in (*extending, path)))
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  # a SafeLoader
         return BundleFile.model_validate(_extended(content, (*extending, path))), path.parent
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
         raise BundleError(f"{path} is not a valid bundle: {wrong}") from None
+
+
+class _RepeatedKeyError(yaml.YAMLError):
+    """A mapping has a key twice, which YAML forbids and PyYAML overlooks: the last value would win silently."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and each key of a mapping once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As PyYAML's; raises `_RepeatedKeyError`, which names the key and both lines."""
+        lines: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # "<<", no key of its own
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # PyYAML's to refuse
+            if key in lines:
+                raise _RepeatedKeyError(f"line {line} gives '{key}' again, after line {lines[key]}; keep one of them")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
 
 
 def _extended(content: Any, extending: tuple[Path, ...]) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import re
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +213,23 @@ def test_a_whole_module_is_refused_as_something_to_run(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"asks to run torch\.nn\.modules\.linear\.Linear; nothing of it"):
         read_weights(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("setting", [argparse.Namespace(rate=1.0), Path("runs") / "one"])
+def test_a_checkpoint_with_python_objects_beside_its_weights_is_refused_with_the_way_to_them(
+    setting: object, tmp_path: Path
+) -> None:
+    """As Lightning saves a program's arguments."""
+    file, tensors = tmp_path / "last.ckpt", tmp_path / "tensors.pt"
+    torch.save({"state_dict": some_weights(), "hyper_parameters": {"setting": setting}}, file)
+    with pytest.raises(
+        CheckpointError, match=r"asks to run (argparse|pathlib)\S+; nothing of it was executed"
+    ) as refused:
+        read_weights(file)
+    (program,) = re.findall(r'python -c "(.*)"$', str(refused.value))
+    program = program.replace("'IN'", repr(str(file))).replace("'OUT'", repr(str(tensors)))
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert read_weights(tensors).keys() == some_weights().keys()
 
 
 @pytest.mark.filterwarnings("ignore")

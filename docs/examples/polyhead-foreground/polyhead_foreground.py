@@ -12,9 +12,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from decoders.class_map import best_class, class_confidence, semantic_result
-from decoders.labels import LabelSet
-from polyhead import DecoderModule, EncoderFeatures, EncoderSpec, ImageGeometry, PostprocessOptions, SemanticResult
+from polyhead import (
+    DecoderModule,
+    EncoderFeatures,
+    EncoderSpec,
+    ImageGeometry,
+    LabelSet,
+    PostprocessOptions,
+    SemanticResult,
+    best_class,
+    class_confidence,
+    semantic_result,
+)
 
 
 class ForegroundDecoder(DecoderModule):

@@ -116,6 +116,10 @@ def test_all_that_is_wrong_in_a_file_is_told_in_one_line(write: Callable[[Change
         ("- a\n- list\n", "is not a valid bundle: the file: "),
         ("name: [unclosed", "is not YAML: "),
         ("a: b: c", "is not YAML: "),
+        ("? [a]\n: 1\n", "is not YAML: while constructing a mapping"),
+        ("name: one\nencoder: {}\nname: two\n", "is not YAML: line 3 gives 'name' again, after line 1; keep one"),
+        ("tasks:\n  depth: {}\n  depth: {}\n", "is not YAML: line 3 gives 'depth' again, after line 2; keep one"),
+        ("geometry: {height: 1, height: 2}\n", "is not YAML: line 1 gives 'height' again, after line 1; keep one"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_told(text: str, words: str, tmp_path: Path) -> None:
@@ -178,3 +182,18 @@ def test_a_bundle_that_extends_nothing_that_there_is_is_told(extends: Any, words
 def test_a_default_task_given_twice_is_told(write: Callable[[Change], Path]) -> None:
     with pytest.raises(BundleError, match="name a task twice"):
         read_bundle(str(write(lambda content: content.update(default_tasks=["depth", "depth"]))))
+
+
+def test_a_key_on_top_of_a_merged_one_is_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("""
+name: merged
+encoder: {weights: encoder}
+geometry: {height: 56, width: 56}
+default_tasks: [near]
+tasks:
+  far: &far {decoder: depth, description: far}
+  near: {<<: *far, description: near}
+""")
+    file, _ = read_bundle(str(path))
+    assert (file.tasks["near"].decoder, file.tasks["near"].description) == ("depth", "near")
