@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from decoders.base import PostprocessOptions
 from decoders.labels import LabelSet
 from decoders.results import Result
 from decoders.training.data.check import check_data, lines
@@ -43,8 +44,8 @@ from serving.cli.evaluation_answers import answer_clips, answer_pictures, batche
 from serving.cli.evaluation_sheet import Column, Row, describe, draw_sheet
 from serving.config import read_settings
 from serving.engine import Engine
-from serving.errors import BundleError
-from serving.types import parse_tasks
+from serving.errors import BundleError, StartError
+from serving.types import PredictOptions, parse_tasks
 
 console = Console(stderr=True)
 
@@ -118,9 +119,12 @@ def evaluate(
     depth_scale: Annotated[
         float | None, typer.Option(help="Metres per unit of depth maps. [default: 0.001 for PNG, 1 for npy]")
     ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="In place of the heads' own; published AP is taken at 0.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap over pictures; 0: no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Most pictures in one encoder pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most pictures in one encoder pass.")] = 8,
 ) -> None:
     """Score heads on held-out pictures: PQ, mask AP, mIoU, depth errors, accuracy; on clips VPQ, STQ and AP.
 
@@ -129,25 +133,34 @@ def evaluate(
     """
     settings = read_settings()
     asked = parse_tasks(tasks) or []
+    options = PredictOptions(PostprocessOptions(score_threshold=score_threshold))
     reader = _Reader(data, split, limit, frames, depth_scale)
     runs: list[_Run] = []
-    for name in dict.fromkeys(bundle or ["demo"]):
-        engine = Engine.from_bundle(
-            name, device=settings.device, dtype=settings.torch_dtype, cache_dir=settings.cache_dir
-        )
-        runs += [
-            _new_run(name, engine, task, reader, median_scaled=median_scaled) for task in engine.check_tasks(asked)
-        ]
     with _progress() as bar:
-        reader.check(bar)
+        try:
+            for name in dict.fromkeys(bundle or ["demo"]):
+                engine = Engine.from_bundle(
+                    name, device=settings.device, dtype=settings.torch_dtype, cache_dir=settings.cache_dir
+                )
+                heads = engine.check_tasks(asked)
+                runs += [_new_run(name, engine, task, reader, median_scaled=median_scaled) for task in heads]
+            reader.check(bar)
+        except DataError as error:
+            raise StartError(str(error)) from None
         for _, of_bundle in groupby(runs, lambda run: run.bundle):
-            _score(list(of_bundle), batch, bar)
+            _score(list(of_bundle), options, batch_size, bar)
         for run in runs:
             with _step(bar, f"intervals of {run.task}, {run.bundle}"):
                 run.figures = intervals(run.scorer.figures, len(run.scorer), resamples=resamples, seed=seed)
     for _, alike in groupby(sorted(runs, key=lambda run: asked.index(run.task)), lambda run: run.task):
         _print_table(list(alike), data.name, resamples)
-    facts = {"data": data.name, "split": split, "seed": seed, "resamples": resamples}
+    facts = {
+        "data": data.name,
+        "split": split,
+        "seed": seed,
+        "resamples": resamples,
+        "score_threshold": score_threshold,
+    }
     written = []
     if out is not None:
         _write(out, json.dumps(facts | {"runs": [_told(run) for run in runs]}, indent=1).encode() + b"\n")
@@ -155,7 +168,7 @@ def evaluate(
     if sheet is not None:
         for task in asked:
             path = sheet if len(asked) == 1 else sheet.with_stem(f"{sheet.stem}_{task}")
-            image = _sheet([run for run in runs if run.task == task], worst)
+            image = _sheet([run for run in runs if run.task == task], worst, options)
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
             written.append(path)
@@ -244,7 +257,7 @@ def _new_run(name: str, engine: Engine, task: str, reader: _Reader, *, median_sc
     return _Run(name, engine, task, decoder.kind, label_set, items, on_clips, scorer)
 
 
-def _score(runs: Sequence[_Run], batch: int, bar: Progress) -> None:
+def _score(runs: Sequence[_Run], options: PredictOptions, batch_size: int, bar: Progress) -> None:
     """Answer and score all runs of one bundle; heads that are scored on the same pictures share passes."""
     shared: dict[tuple[str, ...], list[_Run]] = defaultdict(list)
     for run in runs:
@@ -253,9 +266,9 @@ def _score(runs: Sequence[_Run], batch: int, bar: Progress) -> None:
     for together in shared.values():
         first = together[0]
         step = bar.add_task(f"{', '.join(run.task for run in together)}, {first.bundle}", total=len(first.items))
-        for places in batches(range(len(first.items)), batch):
+        for places in batches(range(len(first.items)), batch_size):
             begun = time.perf_counter()
-            answers = _answer(together, places, batch)
+            answers = _answer(together, places, options, batch_size)
             for run in together:
                 run.seconds += time.perf_counter() - begun
                 for place, results in zip(places, answers[run.task], strict=True):
@@ -263,14 +276,16 @@ def _score(runs: Sequence[_Run], batch: int, bar: Progress) -> None:
             bar.update(step, advance=len(places))
 
 
-def _answer(together: Sequence[_Run], places: Sequence[int], batch: int) -> dict[str, list[list[Result]]]:
+def _answer(
+    together: Sequence[_Run], places: Sequence[int], options: PredictOptions, batch_size: int
+) -> dict[str, list[list[Result]]]:
     """By task, for each of some items the results of its frames."""
     first = together[0]
     items = [[(frame.name, frame.read_image()) for frame in first.items[place].frames] for place in places]
     if first.on_clips:
-        return {first.task: answer_clips(first.engine, items, first.task, batch)}
+        return {first.task: answer_clips(first.engine, items, first.task, options, batch_size)}
     tasks = [run.task for run in together]
-    found = answer_pictures(first.engine, [item[0] for item in items], tasks, batch)
+    found = answer_pictures(first.engine, [item[0] for item in items], tasks, options, batch_size)
     return {task: [[results[task]] for results in found] for task in tasks}
 
 
@@ -329,7 +344,7 @@ def _told(run: _Run) -> dict[str, Any]:
     }
 
 
-def _sheet(runs: Sequence[_Run], worst: int) -> Image.Image:
+def _sheet(runs: Sequence[_Run], worst: int, options: PredictOptions) -> Image.Image:
     """The sheet of one task: answers of every bundle; the last frame stands for a clip."""
     first = runs[0]
     size = len(first.items)
@@ -342,7 +357,7 @@ def _sheet(runs: Sequence[_Run], worst: int) -> Image.Image:
         truth = truth_result(last, first.label_set)
         columns = [Column(truth, first.label_set, _truth_lines(last, truth, first.label_set))]
         for run, figures in zip(runs, own, strict=True):
-            result = _answer([run], [place], 1)[run.task][0][-1]
+            result = _answer([run], [place], options, 1)[run.task][0][-1]
             score = (
                 f"{run.scorer.main} {figures[place]:.4g}" if np.isfinite(figures[place]) else f"no {run.scorer.main}"
             )
@@ -354,7 +369,7 @@ def _sheet(runs: Sequence[_Run], worst: int) -> Image.Image:
 def _truth_lines(sample: Sample, truth: Result | None, label_set: LabelSet | None) -> tuple[str, ...]:
     if isinstance(sample, ClassSample) and label_set is not None:
         return (label_set[sample.label_id].name,)
-    return describe(truth)
+    return describe(truth, with_scores=False)
 
 
 def _write(path: Path, content: bytes) -> None:

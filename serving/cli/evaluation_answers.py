@@ -19,7 +19,11 @@ Item = TypeVar("Item")
 
 
 def answer_pictures(
-    engine: Engine, pictures: Sequence[tuple[str, Image.Image]], tasks: Sequence[str], batch_size: int
+    engine: Engine,
+    pictures: Sequence[tuple[str, Image.Image]],
+    tasks: Sequence[str],
+    options: PredictOptions,
+    batch_size: int,
 ) -> list[Mapping[str, Result]]:
     """Every picture's results by task, all tasks on the encoder passes that they share.
 
@@ -27,6 +31,7 @@ def answer_pictures(
         engine: of the bundle.
         pictures: names, for messages, and RGB pictures, of any sizes.
         tasks: heads of the bundle.
+        options: thresholds.
         batch_size: most pictures in one pass.
 
     Raises:
@@ -41,7 +46,7 @@ def answer_pictures(
 
     answers: dict[int, Mapping[str, Result]] = {}
     for numbers in _groups([shape(picture) for picture in pictures], batch_size):
-        found = engine.predict([pictures[n][1] for n in numbers], tasks, max_batch_size=batch_size)
+        found = engine.predict([pictures[n][1] for n in numbers], tasks, options, max_batch_size=batch_size)
         for number, prediction in zip(numbers, found, strict=True):
             _check(pictures[number][0], prediction.errors)
             answers[number] = prediction.results
@@ -49,7 +54,11 @@ def answer_pictures(
 
 
 def answer_clips(
-    engine: Engine, clips: Sequence[Sequence[tuple[str, Image.Image]]], task: str, batch_size: int
+    engine: Engine,
+    clips: Sequence[Sequence[tuple[str, Image.Image]]],
+    task: str,
+    options: PredictOptions,
+    batch_size: int,
 ) -> list[list[Result]]:
     """The results of every frame of some clips, each clip a stream with a state of its own.
 
@@ -57,12 +66,12 @@ def answer_clips(
         engine: of the bundle.
         clips: their frames in order, each with a name for messages.
         task: a head that remembers.
+        options: thresholds.
         batch_size: most frames in one pass; those of one pass are of different clips.
 
     Raises:
         StartError: the head failed; says on which frame.
     """
-    options = PredictOptions()
     states: list[dict[str, StreamState]] = [{} for _ in clips]
     answers: list[list[Result]] = [[] for _ in clips]
     for number in range(max(len(clip) for clip in clips)):

@@ -10,7 +10,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from decoders.labels import LabelSet
-from decoders.results import ClassificationResult, DepthResult, InstanceResult, PanopticResult, Result, SemanticResult
+from decoders.results import (
+    ClassificationResult,
+    ClassScore,
+    DepthResult,
+    InstanceResult,
+    PanopticResult,
+    Result,
+    Segment,
+    SemanticResult,
+)
 from serving.answers.render import overlay_png
 
 _WIDTH = 320
@@ -63,20 +72,21 @@ def draw_sheet(rows: Sequence[Row], headings: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def describe(result: Result | None) -> tuple[str, ...]:
-    """What the picture of a result doesn't tell: its largest classes, its range, its best classes."""
+def describe(result: Result | None, *, with_scores: bool = True) -> tuple[str, ...]:
+    """What the picture of a result doesn't tell: its largest or best classes, its range."""
     match result:
         case PanopticResult() | SemanticResult():
-            largest = sorted(result.segments, key=lambda segment: -segment.area)[:4]
-            return (", ".join(f"{segment.label} {segment.score:.2f}" for segment in largest),)
+            largest_first = sorted(result.segments, key=lambda segment: -segment.area)
+            told: Sequence[Segment | ClassScore] = largest_first
         case InstanceResult():
-            return (", ".join(f"{instance.label} {instance.score:.2f}" for instance in result.instances[:4]),)
-        case DepthResult():
-            low, high = np.nanmin(result.depth_m), np.nanmax(result.depth_m)
-            return (f"{low:.2f} to {high:.2f} m",)
+            told = result.instances
         case ClassificationResult():
-            return (", ".join(f"{each.label} {each.score:.2f}" for each in result.classes[:3]),)
-    return ()
+            told = result.classes
+        case DepthResult():
+            return (f"{np.nanmin(result.depth_m):.2f} to {np.nanmax(result.depth_m):.2f} m",)
+        case _:
+            return ()
+    return (", ".join(f"{each.label} {each.score:.2f}" if with_scores else each.label for each in told[:4]),)
 
 
 def _drawn(column: Column, picture: Image.Image) -> Image.Image:
