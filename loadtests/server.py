@@ -24,13 +24,13 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(bundle: str) -> Iterator[RunningServer]:
-    """Start `polyhead serve`, wait until it says that it is ready, and stop it as Ctrl-C does."""
+def running_server(bundle: str, *options: str) -> Iterator[RunningServer]:
+    """Start `polyhead serve` with further options, wait until it says that it is ready, and stop it as Ctrl-C does."""
     http_port, grpc_port = (str(port) for port in _free_ports(2))
     ports = ["--http-port", http_port, "--grpc-port", grpc_port]
     url = f"http://127.0.0.1:{http_port}"
     with tempfile.NamedTemporaryFile() as log:
-        command = [sys.executable, "-m", "serving.cli.main", "serve", "--bundle", bundle, *ports]
+        command = [sys.executable, "-m", "serving.cli.main", "serve", "--bundle", bundle, *ports, *options]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             while "\nready" not in (told := Path(log.name).read_text()):

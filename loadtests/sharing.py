@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from decoders.base import PostprocessOptions
 from encoders.preprocess import to_pixels
@@ -45,7 +47,7 @@ def main(
     photo: Annotated[Path | None, typer.Option(help="A photo [default: a drawn one]; scaled to 640 x 480.")] = None,
 ) -> None:
     """Measure and write the raw figures."""
-    data = _jpeg(photo)
+    data = jpeg(photo)
     engine = Engine.from_bundle("demo", cache_dir=Settings().cache_dir)
     figures: dict[str, list[float]] = {}
 
@@ -60,6 +62,7 @@ def main(
     with running_server("demo") as server:
         url = server.url
         clients: dict[str, list[dict[str, float]]] = {}
+        live: list[float] = []
         bare_loop(engine, data, TASKS, 2, 1)
         run_clients(url, data, 2, 1)
         for number in range(1, rounds + 1):
@@ -71,9 +74,12 @@ def main(
             measure("engine both", lambda: [engine.predict(data, TASKS) for _ in range(pictures)])
             for concurrency in (1, 8):
                 name = f"HTTP both, {concurrency} client" + ("s" if concurrency > 1 else "")
+                before = read_metrics(url)
                 answers = measure(name, partial(run_clients, url, data, pictures, concurrency))
                 clients.setdefault(name, []).extend(answers)
-    summary = summarise(figures, clients)
+                live.append(live_sharing(before, read_metrics(url)))
+                print(f"  {'':24s} {live[-1]:8.3f} sharing ratio by /metrics", flush=True)
+    summary = summarise(figures, clients, live)
     print(json.dumps(summary, indent=1))
     RESULTS.mkdir(exist_ok=True)
     now = datetime.now(UTC)
@@ -88,6 +94,7 @@ def main(
         "pictures_per_arm": pictures,
         "summary": summary,
         "seconds_per_picture": figures,
+        "live_sharing": live,
         "requests": clients,
     }
     target.write_text(json.dumps(raw, indent=1) + "\n")
@@ -151,18 +158,51 @@ async def post_all(url: str, data: bytes, pictures: int, concurrency: int) -> li
     return answers
 
 
-def summarise(figures: dict[str, list[float]], clients: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def read_metrics(url: str) -> dict[str, float]:
+    """The sums of all metrics over their labels, once all batches are counted: that is done after their answers."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        last: dict[str, float] = {}
+        while True:
+            sums: dict[str, float] = defaultdict(float)
+            for family in text_string_to_metric_families(client.get("/metrics").raise_for_status().text):
+                for sample in family.samples:
+                    sums[sample.name] += sample.value
+            if last and sums["polyhead_encoder_busy_seconds_total"] == last["polyhead_encoder_busy_seconds_total"]:
+                return sums
+            last = sums
+            time.sleep(0.1)
+
+
+def live_sharing(before: dict[str, float], after: dict[str, float]) -> float:
+    """What the tasks would have cost apart over what they cost, between two readings of `/metrics`."""
+    busy, saved, heads = (
+        after[name] - before[name]
+        for name in (
+            "polyhead_encoder_busy_seconds_total",
+            "polyhead_encoder_saved_seconds_total",
+            "polyhead_head_busy_seconds_total",
+        )
+    )
+    return (busy + saved + heads) / (busy + heads)
+
+
+def summarise(
+    figures: dict[str, list[float]], clients: dict[str, list[dict[str, float]]], live: list[float]
+) -> dict[str, Any]:
     """Medians, and ratios taken round by round: median (lowest to highest)."""
 
-    def ratio(numerator: list[float], denominator: list[float]) -> str:
-        values = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    def spread(values: list[float]) -> str:
         return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    def ratio(numerator: list[float], denominator: list[float]) -> str:
+        return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
     apart = [sum(pair) for pair in zip(*(figures[f"bare {task}"] for task in TASKS), strict=True)]
     one, eight = clients["HTTP both, 1 client"], clients["HTTP both, 8 clients"]
     return {
         "ms_per_picture": {name: round(1e3 * statistics.median(values), 1) for name, values in figures.items()},
         "apart / together (bare)": ratio(apart, figures["bare both"]),
+        "apart / together (by /metrics, HTTP arms)": spread(live),
         "engine throughput / bare": ratio(figures["bare both"], figures["engine both"]),
         "HTTP throughput at 8 clients / bare, batch 4": ratio(
             figures["bare both, batch 4"], figures["HTTP both, 8 clients"]
@@ -176,7 +216,8 @@ def summarise(figures: dict[str, list[float]], clients: dict[str, list[dict[str,
     }
 
 
-def _jpeg(photo: Path | None) -> bytes:
+def jpeg(photo: Path | None = None) -> bytes:
+    """A photo as a file of 640 x 480; a drawn one if none is given."""
     if photo is None:
         y, x = np.mgrid[:480, :640]
         image = Image.fromarray(np.stack((x % 256, y % 256, (x * y // 97) % 256), axis=-1).astype(np.uint8))
