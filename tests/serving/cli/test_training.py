@@ -1,7 +1,8 @@
-"""`polyhead train` and `polyhead eval` on a handful of frames: where they write, and what they refuse in one line."""
+"""`polyhead train`: a user's folder becomes a bundle that loads, answers and is scored; mistakes are told in plain words."""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -10,22 +11,56 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+import yaml
+from PIL import Image, ImageDraw
 from safetensors import safe_open
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from encoders.checkpoints import sha256_of
+from serving.bundles.loading import load_bundle
 from serving.cli import main as cli
+from serving.engine import Engine
+
+COLORS = {"ball": (230, 60, 40), "brick": (50, 90, 220)}
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    """Runs commands in an empty folder, with a cache of their own."""
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder, in which commands run with a cache of their own."""
     monkeypatch.setenv("POLYHEAD_DEVICE", "cpu")
     monkeypatch.setenv("POLYHEAD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return CliRunner()
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's COCO folder: 20 pictures of a ball and a brick, ``images/`` and ``annotations.json``."""
+    root = tmp_path_factory.mktemp("mine")
+    (root / "images").mkdir()
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    for category_id, name in enumerate(COLORS, 1):
+        truth["categories"].append({"id": category_id, "name": name})
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        image = Image.fromarray(rng.integers(100, 140, (60, 80, 3), dtype=np.uint8))
+        draw = ImageDraw.Draw(image)
+        truth["images"].append({"id": number, "file_name": f"{number}.png", "height": 60, "width": 80})
+        for category_id, (name, color) in enumerate(COLORS.items(), 1):
+            left, top = int(rng.integers(2, 14)) + 38 * (category_id - 1), int(rng.integers(4, 26))
+            box = (left, top, left + 24, top + 24)
+            (draw.ellipse if name == "ball" else draw.rectangle)(box, fill=color)
+            corners = [box[0], box[1], box[2], box[1], box[2], box[3], box[0], box[3]]
+            truth["annotations"].append(
+                {"id": 2 * number + category_id, "image_id": number, "category_id": category_id, "iscrowd": 0, "area": 576}
+                | {"bbox": [left, top, 24, 24], "segmentation": [corners]}
+            )
+        image.save(root / "images" / f"{number}.png")
+    (root / "annotations.json").write_text(json.dumps(truth))
+    return root
 
 
 @pytest.fixture
@@ -40,64 +75,110 @@ def frames(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
     return folder
 
 
-def train(runner: CliRunner, bundle_file: Path, frames: Path, *more: str) -> Any:
-    arguments = [
-        "train",
-        "depth",
-        "--data",
-        str(frames),
-        "--bundle",
-        str(bundle_file),
-        "--split",
-        "0:1",
-        "--steps",
-        "1",
-    ]
-    return runner.invoke(cli.app, [*arguments, *more])
+def polyhead(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-def test_train_writes_the_weights_of_the_task_here(
-    runner: CliRunner, bundle_file: Path, frames: Path, tmp_path: Path
+@pytest.mark.usefixtures("here")
+def test_twenty_photos_become_a_bundle_that_answers_and_is_scored(bundle_file: Path, photos: Path, here: Path) -> None:
+    weights = bundle_file.parent / "encoder" / "model.safetensors"
+    before = sha256_of(weights)
+    trained = polyhead(
+        *("train", "instance", "--data", photos, "--bundle", bundle_file, "--out", "mine"),
+        *("--steps", 12, "--views", 2, "--batch-size", 4, "--learning-rate", 0.003, "--every", 5),
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "polyhead serve --bundle mine/bundle.yaml" in trained.stdout
+    assert sha256_of(weights) == before
+    with (here / "mine" / "curve.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 12
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert not (here / "mine" / "checkpoint.pt").exists()
+
+    engine = Engine.from_bundle("mine/bundle.yaml", device="cpu")
+    assert [label.name for label in engine.bundle.label_sets["instance"].labels] == ["ball", "brick"]
+    assert engine.bundle.default_tasks == ("instance",)
+    [answer] = engine.predict(photos / "images" / "0.png")
+    assert answer.errors == {}
+    assert answer.results["instance"].instances
+    served, original = (load_bundle(str(path), cache_dir=here) for path in (Path("mine/bundle.yaml"), bundle_file))
+    assert list(served.heads) == ["panoptic", "depth", "instance"]
+    for ours, theirs in zip(served.encoder.parameters(), original.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+    scored = polyhead("eval", "instance", "--data", photos, "--bundle", "mine/bundle.yaml", "--out", "figures.json")
+    assert scored.exit_code == 0, scored.output
+    assert json.loads((here / "figures.json").read_text())
+
+
+def train_depth(bundle_file: Path, frames: Path, *more: object) -> Result:
+    source = ("--data", frames, "--bundle", bundle_file, "--split", "0:1")
+    return polyhead("train", "depth", *source, "--steps", 1, *more)
+
+
+def test_a_named_task_of_a_bundle_is_trained_again_and_the_bundle_itself_stays(
+    bundle_file: Path, frames: Path, here: Path
 ) -> None:
     packaged = {path: path.read_bytes() for path in bundle_file.parent.glob("*.safetensors")}
-    done = train(runner, bundle_file, frames)
+    done = train_depth(bundle_file, frames)
     assert done.exit_code == 0, done.output
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["depth.safetensors"]
-    assert "wrote depth.safetensors" in done.output
-    assert {path: path.read_bytes() for path in packaged} == packaged  # the bundle's own weights stay
-    with safe_open(tmp_path / "here" / "depth.safetensors", "np") as file:
+    assert {path: path.read_bytes() for path in packaged} == packaged
+    with safe_open(here / "depth" / "depth.safetensors", "np") as file:
         facts = file.metadata()
     assert (facts["task"], facts["pictures"], facts["steps"]) == ("depth", "2", "1")
+    bundle = load_bundle("depth/bundle.yaml", cache_dir=here)
+    assert bundle.default_tasks == ("panoptic", "depth")
+    assert bundle.heads["depth"].decoder.out_indices == (1, 2)  # as the bundle's settings say
 
 
-def test_train_writes_where_it_is_told(runner: CliRunner, bundle_file: Path, frames: Path, tmp_path: Path) -> None:
-    done = train(runner, bundle_file, frames, "--out", str(tmp_path / "mine.safetensors"))
+def test_a_head_of_another_size_has_a_geometry_of_its_own(bundle_file: Path, frames: Path, here: Path) -> None:
+    done = train_depth(bundle_file, frames, "--size", "28x42", "--task", "near", "--out", "small")
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "mine.safetensors").is_file()
-    assert list((tmp_path / "here").iterdir()) == []
+    heads = load_bundle("small/bundle.yaml", cache_dir=here).heads
+    assert heads["near"].geometry.typical_size == (28, 42)
+    assert heads["depth"].geometry.typical_size == (56, 56)
 
 
-def test_eval_prints_and_writes_the_figures_of_a_head(
-    runner: CliRunner, bundle_file: Path, frames: Path, tmp_path: Path
-) -> None:
-    arguments = ["eval", "depth", "--data", str(frames), "--bundle", str(bundle_file), "--split", "2:3"]
-    done = runner.invoke(cli.app, [*arguments, "--out", str(tmp_path / "figures.json")])
-    assert done.exit_code == 0, done.output
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (figures["task"], figures["data"], figures["pictures"]) == ("depth", "frames", 2)
-    assert json.loads(done.stdout) == figures
+def test_a_bundle_file_can_be_moved_with_its_folder(bundle_file: Path, frames: Path, here: Path) -> None:
+    assert train_depth(bundle_file, frames).exit_code == 0
+    content = yaml.safe_load((here / "depth" / "bundle.yaml").read_text())
+    assert content["tasks"]["depth"]["weights"] == "depth.safetensors"
+    assert not Path(content["extends"]).is_absolute()
+
+
+def test_a_stopped_run_is_not_begun_anew_by_mistake(bundle_file: Path, frames: Path, here: Path) -> None:
+    assert train_depth(bundle_file, frames, "--steps", 3, "--every", 2).exit_code == 0
+    (here / "depth" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    done = train_depth(bundle_file, frames)
+    assert "is no checkpoint of a run" in str(done.exception)
+
+
+def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Path, frames: Path, here: Path) -> None:
+    (frames / "frame-000000.color.jpg").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((60, 80), np.uint16)).save(frames / "frame-000001.depth.png")
+    done = train_depth(bundle_file, frames)
+    said = str(done.exception)
+    assert "2 errors in the data" in said
+    assert "frame-000000.color.jpg: the picture can't be read" in said
+    assert "frame-000001.color.jpg: its depth is unknown everywhere" in said
+    assert not (here / "depth" / "depth.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "panoptc"], "no task 'panoptc' in bundle tiny; there are: panoptic, depth"),
-        (["train", "depth", "--split", "first"], "split 'first' is no range of frames; write e.g. 0:695"),
-        (["train", "depth", "--split", "7:9"], "no RGB-D frames 7..9 in "),
-        (["eval", "panoptc"], "no head for 'panoptc'; loaded: depth, panoptic"),
+        (["panoptc"], "no task 'panoptc' in bundle tiny; there are: panoptic, depth; nor is it a kind of head: panoptic,"),
+        (["depth", "--split", "first"], "split 'first' is no range of frames; write e.g. 0:695"),
+        (["depth", "--split", "7:9"], "no RGB-D frames 7..9 in "),
+        (["depth", "--size", "big"], "--size big is no size; write e.g. 448 or 448x640, pixels"),
+        (["depth", "--ignore", "x"], "--ignore x is no list of ids; write e.g. 0,255"),
+        (["panoptic"], "{frames} holds no COCO panoptic data"),
+        (["semantic", "--labels", "mine"], "no label set 'mine'"),
+        (["embedding"], "no task 'embedding' in bundle tiny"),
     ],
 )
-@pytest.mark.usefixtures("runner")
+@pytest.mark.usefixtures("here")
 def test_a_mistake_is_one_line(
     arguments: list[str],
     words: str,
@@ -106,10 +187,18 @@ def test_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["polyhead", *arguments, "--data", str(frames), "--bundle", str(bundle_file)])
+    source = ["--data", str(frames), "--bundle", str(bundle_file)]
+    monkeypatch.setattr(sys, "argv", ["polyhead", "train", *arguments, *source])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 1
-    assert said.startswith(f"error {words}")
+    assert said.startswith(f"error {words.format(frames=frames)}")
     assert "\n" not in said
+
+
+def test_a_category_that_the_label_set_lacks_is_named_with_the_remedy(bundle_file: Path, photos: Path, here: Path) -> None:
+    done = polyhead("train", "instance", "--data", photos, "--bundle", bundle_file, "--labels", "coco_instance")
+    said = str(done.exception)
+    assert "category 'ball': is not in label set coco_instance and is used 20 times" in said
+    assert "--labels from-data" in said
