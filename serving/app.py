@@ -339,6 +339,8 @@ def start(settings: Settings) -> None:
     if settings.ray_metrics_port is not None:
         _check_free(settings.host, settings.ray_metrics_port, "POLYHEAD_RAY_METRICS_PORT")
     _set_environment(settings)
+    if settings.host in _LOOPBACK:  # Ray's own ports then listen for this machine alone, too, as they do on macOS
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
@@ -349,8 +351,6 @@ def start(settings: Settings) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,  # the replicas' logs stand in files; see `log_directory`
         _metrics_export_port=_ray_metrics_port(settings),
-        # Ray's own ports then listen for this machine alone, too.
-        _node_ip_address="127.0.0.1" if settings.host in _LOOPBACK else None,
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _check_resources(settings, ray.cluster_resources())
