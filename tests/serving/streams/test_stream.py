@@ -1610,6 +1610,30 @@ def test_a_stream_that_was_ended_before_it_began_to_run_is_closed_too(make_count
     run(scenario())
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_end_before_the_first_frame_leaves_nobody_waiting(
+    begun: bool, make_counting: MakeService, make_frames: MakeFrames
+) -> None:
+    """Whether the stream's own work, the reader and the one who waits for the end have begun or not."""
+    service = make_counting()
+
+    async def scenario() -> None:
+        async with opened(service) as stream:
+            reading, ended = asyncio.create_task(read(stream)), asyncio.create_task(stream.wait_ended())
+            if begun:
+                await settle()
+            stream.evict(GONE)
+            with pytest.raises(UnavailableError, match="gone"):
+                await reading
+            assert await ended is GONE
+            with pytest.raises(UnavailableError, match="gone"):
+                await stream.push(make_frames(1)[0])
+            await stream.end_input()
+        assert not stream._tasks
+
+    run(scenario())
+
+
 def test_closing_stops_what_is_under_way(make_counting: MakeService, make_frames: MakeFrames) -> None:
     service = make_counting(gated=True)
 
