@@ -1,4 +1,4 @@
-/* Colours: shades that tell instances of one class apart, and the depth ramp. Both are made in OKLab. */
+/* Colours: those that tell instances and tracks of one class apart, and the depth ramp. All are made in OKLab. */
 
 const toLinear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
 const toGamma = (c) => (c <= 0.0031308 ? 12.92 * c : 1.055 * c ** (1 / 2.4) - 0.055);
@@ -51,9 +51,23 @@ export function instanceShade(rgb, ordinal) {
   ]);
 }
 
+const GOLDEN_ANGLE = 2.399963; // steps of it around the colour wheel never meet
+
+/**
+ * A track's colour, the same in every frame: the class colour for track 1, then around the wheel, every other one
+ * darker. Shades of one colour would run out: a stream counts its tracks up. RGB bytes.
+ */
+export function trackColor(rgb, trackId) {
+  const [lightness, a, b] = toOklab(rgb);
+  const chroma = Math.max(0.1, Math.hypot(a, b));
+  const angle = Math.atan2(b, a) + (trackId - 1) * GOLDEN_ANGLE;
+  const level = Math.min(0.8, Math.max(0.5, lightness)) - (trackId % 2 === 0 ? 0.13 : 0);
+  return fromOklab([level, chroma * Math.cos(angle), chroma * Math.sin(angle)]);
+}
+
 /** A steady hue for a label that came without a colour: golden-angle steps around the wheel. RGB bytes. */
 export function colorForLabel(labelId) {
-  const angle = labelId * 2.399963;
+  const angle = labelId * GOLDEN_ANGLE;
   return fromOklab([0.68, 0.14 * Math.cos(angle), 0.14 * Math.sin(angle)]);
 }
 

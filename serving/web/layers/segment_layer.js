@@ -1,6 +1,6 @@
 /* Segments of one task (panoptic, instance or semantic) as a layer over the photo: look-up, painting, spotlight. */
 
-import { colorForLabel, instanceShade, pixel } from "./colors.js";
+import { colorForLabel, instanceShade, pixel, trackColor } from "./colors.js";
 import { paintRle } from "./rle.js";
 
 const SPOTLIGHT_SHADE = pixel([8, 10, 14], 150);
@@ -188,7 +188,7 @@ function describe(items, labels, pictureArea) {
       track,
       score: item.score ?? null,
       share: item.area / pictureArea,
-      color: instanceShade(base, track === null ? ordinal : track - 1),
+      color: track === null ? instanceShade(base, ordinal) : trackColor(base, track),
       counts: item.rle.counts,
     };
   });

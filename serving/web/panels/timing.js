@@ -16,9 +16,9 @@ const onePassMs = (timing) => timing.encoder_ms / Math.max(1, timing.encoder_pas
 function stagesOf(timing) {
   const passes = timing.encoder_passes;
   return [
-    { key: "other", label: "Queue", ms: timing.queue_ms },
     { key: "other", label: "Decode", ms: timing.decode_ms },
     { key: "other", label: "Preprocess", ms: timing.preprocess_ms },
+    { key: "other", label: "Queue", ms: timing.queue_ms }, // for the accelerator, with the picture ready
     { key: "encoder", label: passes > 1 ? `Encoder, ${passes} passes` : "Encoder", ms: timing.encoder_ms },
     ...Object.entries(timing.heads_ms).map(([task, ms]) => ({ key: "head", label: titleOf(task), ms })),
     { key: "other", label: "Postprocess", ms: timing.postprocess_ms },

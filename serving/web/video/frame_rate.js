@@ -1,13 +1,15 @@
 /* How many answers came a second, and how long they took, over the last few seconds. */
 
 const WINDOW_MS = 3000;
+const LEAST_ANSWERS = 3; // also of a slow server
 
 export class FrameRate {
   #answers = []; // { atMs, latencyMs }, oldest first
 
   add(latencyMs, atMs = performance.now()) {
     this.#answers.push({ atMs, latencyMs });
-    while (this.#answers[0].atMs < atMs - WINDOW_MS) this.#answers.shift();
+    const isOld = ({ atMs: thenMs }) => thenMs < atMs - WINDOW_MS;
+    while (this.#answers.length > LEAST_ANSWERS && isOld(this.#answers[0])) this.#answers.shift();
   }
 
   /** Since the last pause, which does not count as slowness. */

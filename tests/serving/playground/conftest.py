@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,21 @@ from playground_results import cats
 from playground_streams import FakeStreams, make_clip
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from serving.bundles.loading import load_bundle
+from serving.config import Settings
+from serving.engine import Engine
 from serving.gateways.http_gateway import create_app
 from serving.service import SegmentationService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture
-def address(make_service: Callable[..., SegmentationService]) -> Iterator[str]:
-    """Where the application answers, on a port of the system's choice."""
-    server = uvicorn.Server(uvicorn.Config(create_app(make_service()), port=0, log_level="warning"))
+@pytest.fixture(scope="package")
+def address(bundle_file: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the application answers, on a port of the system's choice; one for all tests, which leave nothing on it."""
+    bundle = load_bundle(str(bundle_file), cache_dir=tmp_path_factory.mktemp("cache"))
+    service = SegmentationService(Engine(bundle), settings)
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -31,6 +36,7 @@ def address(make_service: Callable[..., SegmentationService]) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+    service.drain()
 
 
 @pytest.fixture(scope="package")  # not longer: while it is open, this thread has an event loop

@@ -117,3 +117,16 @@ def test_nothing_glides_for_who_wants_calm(address: str, page: Page, wish: str, 
       (node) => getComputedStyle(node).transitionDuration.split(", ").some((time) => parseFloat(time) > 0))"""
     expect(page.locator("#chips label").first).to_be_visible(timeout=PATIENCE_MS)
     assert page.evaluate(glides) is moves
+
+
+def test_a_server_that_is_away_is_told_and_its_tasks_come_with_it(address: str, page: Page) -> None:
+    page.route("**/tasks", lambda route: route.abort())
+    page.clock.install()
+    page.goto(address)
+    server = page.get_by_role("status").filter(has_text="can’t be reached")
+    expect(server).to_have_text("The server can’t be reached. Trying again…")
+    expect(page.locator("#chips label")).to_have_count(0)
+    page.unroute("**/tasks")
+    page.clock.run_for(5_000)
+    expect(page.locator("#chips label")).to_have_count(2, timeout=PATIENCE_MS)
+    expect(page.locator("#server")).to_have_attribute("data-state", "ready")

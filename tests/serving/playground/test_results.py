@@ -174,6 +174,7 @@ def test_the_depth_under_the_pointer_is_marked_on_the_colour_bar(address: str, p
     [
         (0.82, 1.85, [1, 1.2, 1.4, 1.6]),
         (0.5, 80, [2, 5, 10, 20]),
+        (0.01, 100, [0.05, 0.2, 0.5, 2, 5, 20]),
         (4.0, 4.1, [4.02, 4.04, 4.06, 4.08]),
         (2.0, 2.0, []),
         (0.0, 5.0, []),
@@ -192,3 +193,18 @@ def test_the_depth_scale_has_round_numbers_that_keep_their_distance(
         [near, far],
     )
     assert made == ticks
+
+
+def test_tracks_of_one_class_have_colours_that_can_be_told_apart(address: str, page: Page) -> None:
+    page.goto(address)
+    colors = page.evaluate(
+        """async (base) => {
+          const { trackColor } = await import("/static/layers/colors.js");
+          return Array.from({ length: 20 }, (_, i) => trackColor(base, i + 1));
+        }""",
+        COLORS["cat"],
+    )
+    np.testing.assert_allclose(colors[0], COLORS["cat"], atol=1)
+    rgb = np.array(colors, float)
+    apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1) + 1000 * np.eye(len(rgb))
+    assert apart.min() > 20

@@ -65,7 +65,7 @@ def test_the_waterfall_names_every_stage_and_each_bar_begins_where_the_one_befor
     address: str, page: Page
 ) -> None:
     fill(page, address, {"panoptic": 20.0, "depth": 14.0})
-    names = ["Queue", "Decode", "Preprocess", "Encoder", "Panoptic", "Depth", "Postprocess", "Total"]
+    names = ["Decode", "Preprocess", "Queue", "Encoder", "Panoptic", "Depth", "Postprocess", "Total"]
     expect(page.locator(".waterfall .stage-name")).to_have_text(names)
     boxes = [bar.bounding_box() for bar in page.locator(".waterfall .bar").all()]
     for before, after in itertools.pairwise(boxes[3:]):  # shorter ones are drawn wider, to be seen at all

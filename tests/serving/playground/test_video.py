@@ -332,3 +332,19 @@ def test_a_clip_dropped_on_the_page_is_played(address: str, page: Page, streams:
         list(clip.read_bytes()),
     )
     wait_for(page, lambda: len(streams.sizes) > 2)
+
+
+def test_the_frame_rate_counts_the_last_seconds_and_of_a_slow_server_the_last_answers(address: str, page: Page) -> None:
+    page.goto(address)
+    fast, slow = page.evaluate(
+        """async () => {
+          const { FrameRate } = await import("/static/video/frame_rate.js");
+          const [fast, slow] = [new FrameRate(), new FrameRate()];
+          for (let i = 0; i < 10; i++) fast.add(1, 1000 * i); // one a second, then
+          for (let i = 1; i <= 40; i++) fast.add(1, 9000 + 100 * i); // ten
+          for (let i = 0; i < 4; i++) slow.add(1, 5000 * i);
+          return [fast.perSecond, slow.perSecond];
+        }"""
+    )
+    assert fast == pytest.approx(10)
+    assert slow == pytest.approx(0.2)
