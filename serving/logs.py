@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
             if request.trace_id is not None:
                 line["trace_id"] = request.trace_id
         line |= self._fields
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)

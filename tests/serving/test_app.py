@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import logging.handlers
 import os
 import socket
 import tempfile
@@ -249,3 +252,29 @@ def test_a_replica_that_could_not_be_built_goes_quietly() -> None:
     with pytest.raises(BundleError, match="no bundle 'no-such-bundle'"):
         app.PolyheadDeployment(values)
     app.PolyheadDeployment.__new__(app.PolyheadDeployment).__del__()  # what Python does to the unfinished one
+
+
+def test_json_lines_go_to_the_replicas_log_file_whose_other_lines_look_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = logging.FileHandler(tmp_path / "replica.log")
+    buffered = logging.handlers.MemoryHandler(1000, target=file)
+    host, root, access = (logging.getLogger(name) for name in ("ray.serve", None, "polyhead.access"))
+    for logger, handlers in ((host, [buffered]), (root, [])):
+        monkeypatch.setattr(logger, "handlers", handlers)
+        monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.setattr(host, "propagate", False)
+    monkeypatch.setattr(access, "disabled", True)
+    monkeypatch.setattr(app, "_replica_fields", lambda: {"replica": "r1"})
+    app._configure_logs(Settings(log_format="json"))
+    logging.getLogger("polyhead.engine").info("ours")
+    assert json.loads((tmp_path / "replica.log").read_text())["message"] == "ours"  # at once, not buffered
+    host.info("the host's")
+    buffered.flush()
+    lines = [json.loads(line) for line in (tmp_path / "replica.log").read_text().splitlines()]
+    assert [(line["logger"], line["message"], line["replica"]) for line in lines] == [
+        ("polyhead.engine", "ours", "r1"),
+        ("ray.serve", "the host's", "r1"),
+    ]
+    assert not access.disabled
+    file.close()

@@ -56,6 +56,8 @@ def test_an_unknown_keyword_is_an_error() -> None:
         ("max_upload_bytes", 0),
         ("max_pixels", 0),
         ("drain_s", -1),
+        ("feature_cache_bytes", -1),
+        ("log_format", "yaml"),
         ("device", "tpu"),
         ("dtype", "int8"),
         ("torch_threads", 0),

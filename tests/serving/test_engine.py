@@ -29,6 +29,7 @@ from serving.errors import (
     UnsupportedTaskError,
     UnusableImageError,
 )
+from serving.planner import Taps
 from serving.types import Prediction, PredictOptions, Timing
 
 SIZES = ((60, 90), (100, 40), (56, 56))
@@ -782,3 +783,57 @@ def test_the_engine_on_cuda_gives_the_results_of_the_cpu(
         expected_depth, depth = on_cpu.results["depth"], on_gpu.results["depth"]
         assert isinstance(expected_depth, DepthResult) and isinstance(depth, DepthResult)
         np.testing.assert_allclose(depth.depth_m, expected_depth.depth_m, rtol=1e-4)
+
+
+# Features that are kept
+
+
+def test_a_head_that_writes_into_its_features_does_not_change_what_is_kept_of_the_same_pass(
+    make_bundle: Callable[..., Bundle], probe_head: Any, picture: Image.Image
+) -> None:
+    def spoil(features: EncoderFeatures, raw: Any) -> None:
+        features.tokens(1).zero_()
+
+    engine = Engine(make_bundle(spoiler=probe_head((1,), spoil)))
+    [item] = engine.prepare(picture, ["spoiler"], PredictOptions())
+    [output] = engine.run_pass([dataclasses.replace(item, keep=Taps((1,), ()))])
+    assert output.features is not None
+    assert output.features.tokens(1).abs().sum() > 0
+
+
+def test_each_picture_keeps_its_own_rows_of_the_blocks_that_it_asked_for(
+    engine: Engine, pictures: list[Image.Image]
+) -> None:
+    [first], [second] = [engine.prepare(image, ["depth"], PredictOptions()) for image in pictures[:2]]
+    wanted = Taps((0,), (2,))
+    [alone] = engine.run_pass([dataclasses.replace(second, tasks=(), keep=wanted)])
+    with_heads, kept = engine.run_pass([first, dataclasses.replace(second, tasks=(), keep=wanted)])
+    assert with_heads.features is None
+    assert set(with_heads.raw) == {"depth"}
+    assert kept.raw == {}
+    assert alone.features is not None
+    assert kept.features is not None
+    assert (set(kept.features.lateral_features), set(kept.features.hidden_states)) == ({0}, {2})
+    torch.testing.assert_close(kept.features.tokens(0), alone.features.tokens(0))
+    torch.testing.assert_close(kept.features.hidden_state(2), alone.features.hidden_state(2))
+
+
+def test_heads_on_kept_features_report_no_encoder_run(engine: Engine, picture: Image.Image) -> None:
+    [item] = engine.prepare(picture, ["depth"], PredictOptions())
+    [kept] = engine.run_pass([dataclasses.replace(item, tasks=(), keep=Taps((1, 2), ()))])
+    assert kept.features is not None
+    calls = encoder_calls(engine)
+    [output] = engine.run_pass([dataclasses.replace(item, features=kept.features)])
+    assert calls == []
+    assert (output.report.batch_size, output.report.encoder_s) == (0, 0.0)
+    assert output.report.head_rows == {"depth": 1}
+
+
+def test_an_encoder_that_fails_is_told_where_only_features_were_wanted(
+    engine: Engine, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [item] = engine.prepare(picture, ["depth"], PredictOptions())
+    failing_encoder(monkeypatch, engine, item.pixels)
+    [output] = engine.run_pass([dataclasses.replace(item, tasks=(), keep=Taps((1,), ()))])
+    assert output.features is None
+    assert output.encoder_error is not None

@@ -46,10 +46,11 @@ def test_a_traceback_and_what_a_record_was_given_are_in_its_line(written: Any) -
     try:
         raise ValueError("no luck")
     except ValueError:
-        logging.getLogger("polyhead").exception("failed", extra={"attempt": 2, "odd": {1}})
+        logging.getLogger("polyhead").exception("failed", extra={"attempt": 2, "odd": {1}, "_host": 3})
     [line] = written()
     assert line["error"].endswith("ValueError: no luck")
     assert (line["attempt"], line["odd"]) == (2, "{1}")
+    assert "_host" not in line  # Ray adds such to every record
 
 
 def test_a_line_names_the_request_that_is_worked_for(written: Any) -> None:
