@@ -552,6 +552,17 @@ def test_metrics_tell_exactly_what_was_sent(server: Server, photo: bytes) -> Non
     assert server.metric("polyhead_head_errors_total") == 0
 
 
+def test_what_prometheus_may_scrape_is_told_at_start_and_answers(server: Server) -> None:
+    told = dict(
+        re.findall(r"^scrape (http://127\.0\.0\.1:\d+/metrics)  \((\w+)\)$", server.log.read_text(), re.MULTILINE)
+    )
+    prefixes = {"polyhead": "polyhead_", "HAProxy": "haproxy_", "Ray": "ray_"}
+    assert sorted(told.values()) == sorted(prefixes)
+    for address, whose in told.items():
+        text = httpx.get(address, timeout=30).raise_for_status().text
+        assert f"\n{prefixes[whose]}" in text, address
+
+
 def test_the_server_s_scratch_folder_is_closed_to_others(server: Server) -> None:
     (scratch,) = server.scratch
     assert scratch.stat().st_mode & 0o077 == 0
