@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +19,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image
 
-from decoders.online import StreamState
 from decoders.results import PanopticResult
 from decoders.training.data.coco import load_coco_panoptic
 from decoders.training.data.samples import PanopticSample
+from decoders.training.evaluation.clips import pseudo_clip
 from loadtests.machine import commit, machine
+from serving.cli.evaluation_answers import answer_clips
 from serving.config import Settings
 from serving.engine import Engine
 from serving.types import PredictOptions
@@ -84,20 +83,17 @@ def main(
 def run_clip(engine: Engine, task: str, sample: PanopticSample, frames: int) -> list[dict[str, Any]]:
     """Frames covered and frames kept of every object of one photo's clip."""
     label_set = engine.bundle.label_sets[task]
-    views = list(clip_views(sample, frames))
+    clip = pseudo_clip(sample, frames)
     _, labels, crowd_ids = sample.read_segments()
     things = [i for i, label in labels.items() if label_set[label].is_thing and i not in crowd_ids]
-    objects = [i for i in things if all((truth == i).mean() >= LEAST_PART for _, truth in views)]
+    truths = [frame.read_segments().segment_map for frame in clip.frames if isinstance(frame, PanopticSample)]
+    objects = [i for i in things if all((truth == i).mean() >= LEAST_PART for truth in truths)]
     if not objects:
         return []
     tracks: dict[int, list[int]] = {i: [] for i in objects}
-    states: dict[str, StreamState] = {}
-    options = PredictOptions()
-    for image, truth in views:
-        inputs = engine.prepare(image, [task], options, states)
-        outputs = engine.run_pass(inputs)
-        states.update(outputs[0].states)
-        result = engine.finish(inputs, outputs, options)[0][task]
+    pictures = [(frame.name, frame.read_image()) for frame in clip.frames]
+    [results] = answer_clips(engine, [pictures], task, PredictOptions(), batch_size=1)
+    for result, truth in zip(results, truths, strict=True):
         assert isinstance(result, PanopticResult)
         for i in objects:
             track = track_on(result, truth == i)
@@ -112,18 +108,6 @@ def run_clip(engine: Engine, task: str, sample: PanopticSample, frames: int) -> 
         }
         for i in objects
     ]
-
-
-def clip_views(sample: PanopticSample, frames: int) -> Iterator[tuple[Image.Image, NDArray[np.int32]]]:
-    """The frames of a clip: a window that glides from one corner to the other and grows from 70 to 80 %."""
-    image, (segment_map, _, _) = sample.read_image(), sample.read_segments()
-    height, width = segment_map.shape
-    for number in range(frames):
-        progress = number / max(1, frames - 1)
-        part = 0.7 + 0.1 * progress
-        left, top = round(progress * (1 - part) * width), round(progress * (1 - part) * height)
-        right, bottom = left + round(part * width), top + round(part * height)
-        yield image.crop((left, top, right, bottom)), segment_map[top:bottom, left:right]
 
 
 def track_on(result: PanopticResult, mask: NDArray[np.bool_]) -> int | None:
