@@ -173,6 +173,7 @@ def test_what_the_codec_holds_back_comes_out_at_the_end(codec: Codec, encode_cli
     after = decoder.flush()
     assert len(before) < 12
     assert shown(before + after) == list(range(12))
+    assert not any(frame.data for frame, _ in before + after)  # the bytes are not kept while the picture is awaited
     assert decoder.flush() == []
 
 
