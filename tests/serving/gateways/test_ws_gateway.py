@@ -591,6 +591,7 @@ def test_a_client_that_leaves_leaves_nothing_behind(
         gate.opened.set()
     assert sample(service, "polyhead_requests_total", route="/video", code="101") == 1
     assert service.admission.inside == 0
+    assert sample(service, "polyhead_cancelled_total", route="/video") == 1
     assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
 
 
@@ -612,6 +613,8 @@ def test_a_bug_of_ours_is_told_as_one_and_ends_the_stream(
     assert "ZeroDivisionError" in caplog.text
     wait_until_freed(client, service)
     assert sample(service, "polyhead_requests_total", route="/video", code="500") == 1
+    assert sample(service, "polyhead_failed_total", route="/video", code="internal") == 1
+    assert sample(service, "polyhead_cancelled_total", route="/video") == 0
 
 
 class Peer:
@@ -686,3 +689,4 @@ def test_a_stream_whose_task_is_cancelled_is_freed(
     asyncio.run(asyncio.wait_for(scenario(), 20))
     assert len(service.streams) == 0
     assert sample(service, "polyhead_requests_total", route="/video", code="101") == 1
+    assert sample(service, "polyhead_cancelled_total", route="/video") == 1

@@ -103,6 +103,12 @@ async def reason(stream: VideoStream) -> str:
 # Places
 
 
+def evictions(service: SegmentationService) -> dict[str, float]:
+    """Streams that were ended, by why, where any was."""
+    counters = service.metrics.snapshot().counters.items()
+    return {labels[0][1]: value for (name, labels), value in counters if name == "polyhead_stream_evictions_total"}
+
+
 def test_as_many_streams_as_are_let_in_and_no_more(make_hoarding: MakeService, frame: Frame) -> None:
     service = make_hoarding(max_streams=2)
 
@@ -183,6 +189,7 @@ def test_a_stream_on_which_no_frame_comes_is_ended(make_hoarding: MakeService, f
             service.streams.evict_idle(since_s + IDLE_S + (other.active_s - since_s) / 2)
             assert len(service.streams) == 1
             assert await reason(silent) == "no frame came for 30 s"
+            assert evictions(service) == {"idle": 1}
             with pytest.raises(StreamEvictedError, match="no frame came"):
                 await silent.push(frame)
             assert await step(other, frame) == 2
@@ -335,6 +342,10 @@ def test_over_the_limit_the_stream_that_was_idle_longest_is_ended(make_hoarding:
             assert second.state_bytes == 0
             text = await reason(second)
             assert text.startswith("the streams of this replica remember more than 250 bytes")
+            assert evictions(service) == {"memory": 1}
+            told = service.metrics.snapshot().gauges
+            assert told["polyhead_streams_active", ()] == 2
+            assert told["polyhead_stream_state_bytes", ()] == 200
             with pytest.raises(StreamEvictedError):
                 await second.push(frame)
             assert [await step(first, frame), await step(third, frame)] == [3, 2]
@@ -407,6 +418,7 @@ def test_all_streams_are_ended_with_one_reason(make_hoarding: MakeService, frame
                     await stream.push(frame)
                 assert ended.value.retry_after_s == 1
             assert len(service.streams) == service.streams.state_bytes == 0
+            assert evictions(service) == {"stopping": 2}
 
     run(scenario())
 

@@ -914,6 +914,10 @@ def test_under_latest_the_oldest_waiting_frames_are_dropped_and_counted_where_th
             return found + await read(stream)
 
     answers = run(scenario())
+    counters = service.metrics.snapshot().counters
+    assert counters["polyhead_frames_dropped_total", ()] == 4
+    assert counters["polyhead_frames_total", (("code", "ok"),)] == 3
+    assert counters["polyhead_frame_age_seconds_count", ()] == counters["polyhead_admission_seconds_count", ()] == 3
     assert ids(answers) == [0, 5, 6]
     assert [answer.dropped_since_last for answer in answers] == [0, 4, 0]
     assert counts(answers) == [1, 2, 3]
