@@ -15,20 +15,21 @@ _OVERSAMPLE, _IMPORTANCE = 3, 0.75
 
 
 def read_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Maps at points, bilinearly; beyond the centres of the outermost cells, what is there.
+    """Maps at points: bilinearly, beyond the centres of the outermost cells what is there; of masks the nearest pixel.
 
     Args:
-        maps: [M, h, w].
+        maps: [M, h, w], numbers or bool.
         points: [P, 2], for all maps, or [M, P, 2]: (x, y), in [0, 1] over the map.
 
     Returns:
         [M, P] float32.
     """
     grid = 2 * points - 1
+    mode = "nearest" if maps.dtype == torch.bool else "bilinear"
     if points.ndim == 2:
-        found = F.grid_sample(maps[None].float(), grid[None, None], padding_mode="border", align_corners=False)
+        found = F.grid_sample(maps[None].float(), grid[None, None], mode, padding_mode="border", align_corners=False)
         return found[0, :, 0]
-    found = F.grid_sample(maps[:, None].float(), grid[:, None], padding_mode="border", align_corners=False)
+    found = F.grid_sample(maps[:, None].float(), grid[:, None], mode, padding_mode="border", align_corners=False)
     return found[:, 0, 0]
 
 

@@ -144,7 +144,11 @@ def test_a_second_training_encodes_nothing_and_gives_the_same_head(
 
 
 def test_features_that_do_not_fit_on_disk_give_the_same_head(
-    fit: Fit, tiny_encoder: VisionTransformer, draw_samples: Callable[..., list[Sample]], label_set: LabelSet, tmp_path: Path
+    fit: Fit,
+    tiny_encoder: VisionTransformer,
+    draw_samples: Callable[..., list[Sample]],
+    label_set: LabelSet,
+    tmp_path: Path,
 ) -> None:
     schedule = replace(SCHEDULE, steps=4)
     kept, _ = fit("depth", tiny_encoder, Notes(), schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -10,23 +11,42 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoders.training.schedule import WEIGHT_DECAY, Schedule, train_steps
+from decoders.training.schedule import WEIGHT_DECAY, Schedule, TrainingError, train_steps
 
 SCHEDULE = Schedule(views_per_picture=1, least_side=1.0, steps=20, batch_size=3, learning_rate=0.1)
 
 
-def train(head: nn.Module, loss_of: object = None, **overrides: Any) -> tuple[list[list[int]], list[tuple[int, float]]]:
-    """Run the loop; the rows that were drawn, and what was reported."""
+class Notes:
+    """A journal in memory, which can hold a state to resume."""
+
+    def __init__(self, resumed: int = 0) -> None:
+        self.resumed = resumed
+        self.rows: list[tuple[int, float, dict[str, float | None]]] = []
+        self.saved: list[int] = []
+
+    def resume(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        return self.resumed
+
+    def step(self, step: int, learning_rate: float, losses: Mapping[str, float | None]) -> None:
+        self.rows.append((step, learning_rate, dict(losses)))
+
+    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        self.saved.append(step)
+
+
+def train(head: nn.Module, loss_of: Any = None, notes: Notes | None = None, **overrides: Any) -> list[list[int]]:
+    """Run the loop; the rows that were drawn."""
     drawn: list[list[int]] = []
-    reported: list[tuple[int, float]] = []
 
     def loss(rows: list[int], progress: float) -> Tensor:
         drawn.append(rows)
         return head(torch.ones(1, 2)).pow(2).mean()
 
+    options = {name: overrides.pop(name) for name in ("validate", "every") if name in overrides}
     schedule = replace(SCHEDULE, **overrides)
-    train_steps(head, 5, loss_of or loss, schedule, report=lambda *told: reported.append(told))
-    return drawn, reported
+    losses_of = lambda rows, progress: {"squared": (loss_of or loss)(rows, progress)}  # noqa: E731
+    train_steps(head, 5, lambda rows: rows, losses_of, schedule, notes or Notes(), **options)
+    return drawn
 
 
 def test_a_schedule_can_not_be_changed() -> None:
@@ -36,7 +56,7 @@ def test_a_schedule_can_not_be_changed() -> None:
 
 
 def test_every_row_is_drawn_once_in_each_epoch() -> None:
-    drawn, _ = train(nn.Linear(2, 1), steps=5)
+    drawn = train(nn.Linear(2, 1), steps=5)
     flat = [row for rows in drawn for row in rows]
     assert all(len(rows) == 3 for rows in drawn)
     for epoch in range(3):
@@ -44,15 +64,59 @@ def test_every_row_is_drawn_once_in_each_epoch() -> None:
 
 
 def test_a_batch_may_be_larger_than_the_number_of_views() -> None:
-    drawn, _ = train(nn.Linear(2, 1), steps=2, batch_size=12)
+    drawn = train(nn.Linear(2, 1), steps=2, batch_size=12)
     assert [len(rows) for rows in drawn] == [12, 12]
     assert set(drawn[0]) == set(range(5))
 
 
-def test_loss_is_reported_at_every_step_and_falls() -> None:
-    _, reported = train(nn.Linear(2, 1))
-    assert [step for step, _ in reported] == list(range(1, 21))
-    assert reported[-1][1] < reported[0][1]
+def test_loss_is_told_at_every_step_and_falls() -> None:
+    notes = Notes()
+    train(nn.Linear(2, 1), notes=notes)
+    assert [step for step, _, _ in notes.rows] == list(range(1, 21))
+    losses = [row["loss"] for _, _, row in notes.rows]
+    assert losses[-1] < losses[0]
+    assert all(row["squared"] == row["loss"] and row["gradient_norm"] > 0 for _, _, row in notes.rows)
+
+
+def test_a_resumed_run_draws_what_the_whole_one_would_have() -> None:
+    whole = train(nn.Linear(2, 1))
+    rest = train(nn.Linear(2, 1), notes=Notes(resumed=13))
+    assert rest == whole[13:]
+
+
+def test_a_run_that_is_over_takes_no_step() -> None:
+    assert train(nn.Linear(2, 1), notes=Notes(resumed=20)) == []
+
+
+def test_the_state_is_kept_now_and_then_but_not_at_the_end() -> None:
+    notes = Notes()
+    train(nn.Linear(2, 1), notes=notes, every=5)
+    assert notes.saved == [5, 10, 15]
+
+
+def test_validation_sees_the_head_in_eval_mode_and_training_goes_on_in_train_mode() -> None:
+    head, notes, modes = nn.Linear(2, 1), Notes(), []
+
+    def validate() -> float:
+        assert not torch.is_grad_enabled()
+        modes.append(head.training)
+        return 7.0
+
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        modes.append(head.training)
+        return head(torch.ones(1, 2)).sum()
+
+    train(head, loss_of, notes, validate=validate, every=2, steps=3)
+    assert modes == [True, True, False, True, False]
+    assert [row["validation_loss"] for _, _, row in notes.rows] == [None, 7.0, 7.0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step() -> None:
+    def loss_of(rows: list[int], progress: float) -> Tensor:
+        return torch.tensor(float("nan") if progress > 0.5 else 1.0, requires_grad=True)
+
+    with pytest.raises(TrainingError, match="the loss is nan at step 12"):
+        train(nn.Linear(2, 1), loss_of)
 
 
 def test_progress_runs_from_zero_to_just_below_one() -> None:
@@ -69,7 +133,7 @@ def test_progress_runs_from_zero_to_just_below_one() -> None:
 def test_one_seed_gives_one_result() -> None:
     start = nn.Linear(2, 1)
     first, second = copy.deepcopy(start), copy.deepcopy(start)
-    assert train(first)[0] == train(second)[0] != train(copy.deepcopy(start), seed=1)[0]
+    assert train(first) == train(second) != train(copy.deepcopy(start), seed=1)
     assert torch.equal(first.weight, second.weight)
 
 

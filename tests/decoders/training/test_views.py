@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from decoders.training.views import View, random_view, whole
+from decoders.training.views import View, clip_views, random_view, whole
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -64,3 +64,25 @@ def test_one_seed_gives_one_sequence_of_views(draw_picture: Callable[..., Image.
         [random_view(image, rng, least_side=0.5) for _ in range(5)] for rng in map(np.random.default_rng, (1, 1, 2))
     )
     assert first == second != other
+
+
+def test_a_clip_glides_and_zooms_steadily_over_the_picture(draw_picture: Callable[..., Image.Image]) -> None:
+    image = draw_picture(400, 600)
+    moved = zoomed = False
+    for seed in range(20):
+        views = clip_views(image, np.random.default_rng(seed), frames=5, least_side=0.5)
+        assert len(views) == 5
+        assert len({(view.flip, view.brightness, view.contrast, view.saturation) for view in views}) == 1
+        boxes = np.array([view.box for view in views])
+        assert boxes.min() >= 0 and boxes[:, 2].max() <= 600 and boxes[:, 3].max() <= 400
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert (sides >= (300, 200)).all()
+        np.testing.assert_allclose(sides[:, 0] / 600, sides[:, 1] / 400, atol=0.005)
+        assert np.abs(np.diff(sides, n=2, axis=0)).max() <= 2  # steady, but for rounding
+        moved |= bool(np.abs(boxes[0, :2] - boxes[-1, :2]).max() > 20)
+        zoomed |= bool(np.abs(sides[0] - sides[-1]).max() > 20)
+    assert moved and zoomed
+
+
+def test_a_clip_of_one_frame_is_a_view(draw_picture: Callable[..., Image.Image]) -> None:
+    assert len(clip_views(draw_picture(20, 30), np.random.default_rng(0), frames=1, least_side=0.5)) == 1

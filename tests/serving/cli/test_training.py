@@ -1,4 +1,4 @@
-"""`polyhead train`: a user's folder becomes a bundle that loads, answers and is scored; mistakes are told in plain words."""
+"""`polyhead train`: a folder of pictures becomes a bundle that answers and is scored; mistakes in plain words."""
 
 from __future__ import annotations
 
@@ -55,7 +55,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (draw.ellipse if name == "ball" else draw.rectangle)(box, fill=color)
             corners = [box[0], box[1], box[2], box[1], box[2], box[3], box[0], box[3]]
             truth["annotations"].append(
-                {"id": 2 * number + category_id, "image_id": number, "category_id": category_id, "iscrowd": 0, "area": 576}
+                {
+                    "id": 2 * number + category_id,
+                    "image_id": number,
+                    "category_id": category_id,
+                    "iscrowd": 0,
+                    "area": 576,
+                }
                 | {"bbox": [left, top, 24, 24], "segmentation": [corners]}
             )
         image.save(root / "images" / f"{number}.png")
@@ -168,7 +174,10 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["panoptc"], "no task 'panoptc' in bundle tiny; there are: panoptic, depth; nor is it a kind of head: panoptic,"),
+        (
+            ["panoptc"],
+            "no task 'panoptc' in bundle tiny; there are: panoptic, depth; nor is it a kind of head: panoptic,",
+        ),
         (["depth", "--split", "first"], "split 'first' is no range of frames; write e.g. 0:695"),
         (["depth", "--split", "7:9"], "no RGB-D frames 7..9 in "),
         (["depth", "--size", "big"], "--size big is no size; write e.g. 448 or 448x640, pixels"),
@@ -197,7 +206,9 @@ def test_a_mistake_is_one_line(
     assert "\n" not in said
 
 
-def test_a_category_that_the_label_set_lacks_is_named_with_the_remedy(bundle_file: Path, photos: Path, here: Path) -> None:
+def test_a_category_that_the_label_set_lacks_is_named_with_the_remedy(
+    bundle_file: Path, photos: Path, here: Path
+) -> None:
     done = polyhead("train", "instance", "--data", photos, "--bundle", bundle_file, "--labels", "coco_instance")
     said = str(done.exception)
     assert "category 'ball': is not in label set coco_instance and is used 20 times" in said
