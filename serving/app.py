@@ -118,7 +118,7 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the replica is built; see `ray.serve.ingress`."""
-        total = self._shared_metrics and self._shared_metrics.total
+        total = None if self._shared_metrics is None else self._shared_metrics.total
         return create_app(self.service, host_gives_request_id=True, total_metrics=total)
 
     def SegmentVideo(  # noqa: N802  # the proto names it
@@ -140,8 +140,8 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
     def __del__(self) -> None:
         if hasattr(self, "service"):
             self.service.drain()
-        if getattr(self, "_shared_metrics", None):
-            self._shared_metrics.end()
+        if shared_metrics := getattr(self, "_shared_metrics", None):
+            shared_metrics.end()
 
 
 def _hosted(
@@ -222,19 +222,23 @@ class _SharedMetrics:
         """Tell the hub what there is, from time to time and at the end; in a thread."""
         import ray
 
-        self._hub.set_result(hub := _find_hub())
-        healthy = True
+        healthy, wait_s = True, 0.0
         while True:
-            ending = self._ending.wait(_REPORT_S)
+            ending, wait_s = self._ending.wait(wait_s), _REPORT_S
             told = self._metrics.snapshot()
             try:
+                if not self._hub.done():
+                    self._hub.set_result(_find_hub())
+                hub = self._hub.result()
                 call = hub.end if ending else hub.push
                 ray.get(call.remote(self._replica, told), timeout=_HUB_S if ending else _HUB_START_S)
                 healthy = True
-            except (TimeoutError, ray.exceptions.RayError) as error:
+            except (TimeoutError, ValueError, ray.exceptions.RayError) as error:
                 if healthy:
                     logger.warning("the figures of this replica could not be told: %s", error)
                 healthy = False
+                if isinstance(error, ray.exceptions.ActorDiedError):
+                    self._hub = Future()  # for good: another is made
             if ending:
                 return
 
