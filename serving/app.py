@@ -358,14 +358,14 @@ def start(settings: Settings) -> None:
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _check_resources(settings, ray.cluster_resources())
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=settings.host, port=settings.http_port),
-        grpc_options=gRPCOptions(
-            port=settings.grpc_port, grpc_servicer_functions=SERVICER_FUNCTIONS, enable_reflection=True
-        ),
-    )
     try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=settings.host, port=settings.http_port),
+            grpc_options=gRPCOptions(
+                port=settings.grpc_port, grpc_servicer_functions=SERVICER_FUNCTIONS, enable_reflection=True
+            ),
+        )
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise StartError(
