@@ -14,6 +14,7 @@ under one part in a hundred. Raw figures, machine and commit go to a JSON file u
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -59,6 +60,7 @@ def main(
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "commit": commit(),
+        "load_average": os.getloadavg(),
         "heads": HEADS,
     }
     summary = summarise(path, scrape)
