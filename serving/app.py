@@ -137,6 +137,10 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
         """Called by Ray Serve from time to time; a replica that raises is replaced."""
         self.service.check_ready()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve where replicas are scaled; what `serving.autoscaling.QueueTimePolicy` reads."""
+        return self.service.load.read()
+
     def __del__(self) -> None:
         if hasattr(self, "service"):
             self.service.drain()
@@ -185,7 +189,7 @@ class _SharedMetrics:
     """Brings a replica's figures to the hub of its application, and those of all replicas back.
 
     The hub is a Ray actor on the head node, where Ray Serve's controller is, and outlives the replicas. Nothing waits
-    for it: whoever asks before it is there, or when it is not, gets the figures of this replica.
+    for it: whoever asks before it is there gets the figures of this replica.
 
     Args:
         metrics: of this replica.
@@ -195,12 +199,17 @@ class _SharedMetrics:
         self._metrics = metrics
         self._replica = uuid.uuid4().hex
         self._hub: Future[Any] = Future()
+        self._hub_answered = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._report, name="metrics", daemon=True)
         self._thread.start()
 
     async def total(self) -> Snapshot:
-        """The figures of all replicas, this one's as they are now; its own if there are no others to be had."""
+        """The figures of all replicas, this one's as they are now; its own as long as the hub has never answered.
+
+        Raises:
+            UnavailableError: the hub answered before, and does not now.
+        """
         import ray
 
         own = await asyncio.to_thread(self._metrics.snapshot)
@@ -208,10 +217,16 @@ class _SharedMetrics:
             async with asyncio.timeout(_HUB_S):
                 hub = await asyncio.shield(asyncio.wrap_future(self._hub))
                 total: Snapshot = await hub.exchange.remote(self._replica, own)
-                return total
         except (TimeoutError, ray.exceptions.RayError) as error:
-            logger.warning("no metrics of the other replicas: %s", str(error) or f"no answer within {_HUB_S:g} s")
+            why = str(error) or f"no answer within {_HUB_S:g} s"
+            logger.warning("no metrics of the other replicas: %s", why)
+            if self._hub_answered:  # fewer counts than before would pass for a restart
+                raise UnavailableError(
+                    f"the figures of the other replicas can't be had: {why}", remedy="ask again", retry_after_s=1
+                ) from None
             return own
+        self._hub_answered = True
+        return total
 
     def end(self) -> None:
         """Leave the last figures with the hub."""

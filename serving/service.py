@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from serving.admission import Admission
+from serving.autoscaling import LoadMeter
 from serving.batching import BatchPolicy
 from serving.config import Settings
 from serving.engine import Engine, PassInput, count_pass
@@ -75,6 +76,7 @@ class SegmentationService:
         policy = BatchPolicy(
             max_batch_size=settings.max_batch_size or (16 if on_gpu else 4), max_wait_s=settings.max_wait_ms / 1e3
         )
+        self.load = LoadMeter()
         self._runner = PassRunner(engine.run_pass, policy, on_batch=self._count_batch)
         self._draining = False
         self.metrics.pictures_inside.set_function(lambda: self.admission.inside)
@@ -294,6 +296,7 @@ class SegmentationService:
 
     def _count_batch(self, batch: BatchRun) -> None:
         self.admission.rate.observe(len(batch.outputs), batch.seconds)
+        self.load.count(batch.wait_s, batch.seconds)
         self.metrics.count_batch(batch.inputs, batch.outputs, batch.wait_s)
 
 

@@ -15,6 +15,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from serving import app
+from serving.autoscaling import QueueTimePolicy
 from serving.config import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -104,7 +105,9 @@ def test_the_gpu_overlay_changes_only_what_a_gpu_changes() -> None:
         "torch_threads": 8,
     }
     for each in (application, base_application):
-        del each["deployments"][0]["autoscaling_config"]["target_ongoing_requests"]
+        policy = each["deployments"][0]["autoscaling_config"]["policy"]
+        assert policy["policy_function"] == f"{QueueTimePolicy.__module__}:{QueueTimePolicy.__qualname__}"
+        QueueTimePolicy(**policy.pop("policy_kwargs"))
     assert application == base_application
 
 

@@ -221,6 +221,26 @@ def test_a_hub_that_does_not_answer_in_time_leaves_a_replica_its_own_figures_and
     assert "no metrics of the other replicas: no answer within 0.01 s" in caplog.text
 
 
+def test_a_hub_that_answered_before_and_does_not_now_is_an_error_since_fewer_counts_would_pass_for_a_restart(
+    replica: app.PolyheadDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_HUB_S", 0.01)
+    monkeypatch.setattr(app._SharedMetrics, "_report", lambda self: None)
+    shared = app._SharedMetrics(replica.service.metrics)
+    shared._hub_answered = True
+    with pytest.raises(UnavailableError, match=r"can't be had: no answer within 0\.01 s"):
+        asyncio.run(shared.total())
+
+
+def test_what_a_replica_tells_the_autoscaler_is_its_load_since_it_was_last_asked(
+    replica: app.PolyheadDeployment,
+) -> None:
+    asyncio.run(replica.record_autoscaling_stats())
+    replica.service.load.count(wait_s=0.5, busy_s=60)
+    assert asyncio.run(replica.record_autoscaling_stats()) == {"queue_s": 0.5, "busy": 1.0}
+    assert asyncio.run(replica.record_autoscaling_stats())["queue_s"] == 0
+
+
 def test_ray_s_metrics_have_the_port_that_was_asked_for_or_else_a_known_one(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
