@@ -88,8 +88,8 @@ def test_clips_beside_each_other_are_answered_as_each_alone(
 ) -> None:
     engine = make_video_engine()
     clips = [drawn(draw_picture, [(40, 60)] * length, 10 * length) for length in (3, 1, 2)]
-    together = answer_clips(engine, clips, "follow", OPTIONS, 8)
-    assert batch_sizes == [3, 2, 1]
+    together = answer_clips(engine, clips, "follow", OPTIONS, 2)
+    assert batch_sizes == [2, 1, 2, 1]  # three clips have a first frame, two a second, one a third
     for clip, results in zip(clips, together, strict=True):
         [alone] = answer_clips(engine, [clip], "follow", OPTIONS, 8)
         assert len(results) == len(clip)
