@@ -121,9 +121,9 @@ def train(
                 report=lambda step, loss: report(f"training (loss {loss:.3f})", step, schedule.steps),
             )
             if not resume:
-                _check(dataset, report)
+                _check("checking", dataset, report)
                 if held_out is not None:
-                    _check(held_out, report)
+                    _check("checking for validation", held_out, report)
             cache = FeatureCache(
                 features or settings.cache_dir / "features",
                 encoder,
@@ -244,9 +244,9 @@ def _device(settings: Settings) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check(dataset: Dataset[Sample], report: Report) -> None:
+def _check(stage: str, dataset: Dataset[Sample], report: Report) -> None:
     total = len(dataset.samples)
-    warnings = check_data(dataset, progress=lambda done: report("checking", done, total))
+    warnings = check_data(dataset, progress=lambda done: report(stage, done, total))
     if warnings:
         console.print(f"{dataset.name}: left out or harmless\n{lines(warnings)}", highlight=False, markup=False)
 

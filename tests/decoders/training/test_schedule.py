@@ -63,6 +63,11 @@ def test_every_row_is_drawn_once_in_each_epoch() -> None:
         assert sorted(flat[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    flat = [row for rows in train(nn.Linear(2, 1), steps=20) for row in rows]
+    assert len({tuple(flat[5 * epoch : 5 * epoch + 5]) for epoch in range(12)}) > 6
+
+
 def test_a_batch_may_be_larger_than_the_number_of_views() -> None:
     drawn = train(nn.Linear(2, 1), steps=2, batch_size=12)
     assert [len(rows) for rows in drawn] == [12, 12]

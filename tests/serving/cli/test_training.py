@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
+from decoders.training.journal import RunFolder
 from encoders.checkpoints import sha256_of
 from serving.bundles.loading import load_bundle
 from serving.cli import main as cli
@@ -158,6 +160,30 @@ def test_a_stopped_run_is_not_begun_anew_by_mistake(bundle_file: Path, frames: P
     (here / "depth" / "checkpoint.pt").write_bytes(b"no checkpoint")
     done = train_depth(bundle_file, frames)
     assert "is no checkpoint of a run" in str(done.exception)
+
+
+def test_ctrl_c_saves_the_run_says_how_to_go_on_and_resume_does(
+    bundle_file: Path, frames: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = RunFolder.step
+
+    def interrupted(self: RunFolder, number: int, *told: Any) -> None:
+        step(self, number, *told)
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "step", interrupted)
+        stopped = train_depth(bundle_file, frames, "--steps", 4)
+    assert stopped.exit_code == 130
+    assert "stopped after step 2; the same command with --resume goes on from there" in stopped.output
+    assert not (here / "depth" / "bundle.yaml").exists()
+    assert "go on with --resume" in str(train_depth(bundle_file, frames, "--steps", 4).exception)
+    resumed = train_depth(bundle_file, frames, "--steps", 4, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    with (here / "depth" / "curve.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+    assert (here / "depth" / "bundle.yaml").exists()
 
 
 def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Path, frames: Path, here: Path) -> None:

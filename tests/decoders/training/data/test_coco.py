@@ -178,6 +178,13 @@ def test_masks_are_read_from_polygons_and_both_kinds_of_run_lengths(tmp_path: Pa
         assert (each.label_id, each.is_crowd) == (0, False)
 
 
+def test_a_crowd_is_told_apart_from_an_object(tmp_path: Path, label_set: LabelSet) -> None:
+    box = [[3, 2, 7, 2, 7, 6, 3, 6]]
+    root = write_instances(tmp_path, [annotation(box), annotation(box, iscrowd=1)])
+    (sample,) = load_coco_instances(root, label_set=label_set).samples
+    assert [each.is_crowd for each in sample.read_masks()] == [False, True]
+
+
 def test_a_picture_without_objects_is_a_sample(tmp_path: Path, label_set: LabelSet) -> None:
     (sample,) = load_coco_instances(write_instances(tmp_path, []), label_set=label_set).samples
     assert sample.read_masks() == []
