@@ -33,6 +33,7 @@ from decoders.results import Result
 from decoders.training.data.check import check_data, lines
 from decoders.training.data.folders import DataError
 from decoders.training.data.formats import open_data
+from decoders.training.data.label_maps import MapFormat
 from decoders.training.data.samples import ClassSample, Dataset, Sample
 from decoders.training.evaluation.bootstrap import Interval, intervals, rounded
 from decoders.training.evaluation.clip_folders import holds_clips, open_clips
@@ -42,6 +43,7 @@ from decoders.training.evaluation.truth_result import truth_result
 from decoders.video import StreamDecoder
 from serving.cli.evaluation_answers import answer_clips, answer_pictures, batches
 from serving.cli.evaluation_sheet import Column, Row, describe, draw_sheet
+from serving.cli.label_map_options import FirstId, Ignore, map_format
 from serving.config import read_settings
 from serving.engine import Engine
 from serving.errors import BundleError, StartError
@@ -91,14 +93,12 @@ def evaluate(
     bundle: Annotated[
         list[str] | None,
         typer.Option(
-            help="A packaged bundle's name, or the path of its YAML file; several side by side. [default: demo]"
+            help="A packaged bundle's name, or the path of its YAML file; several side by side; demo if left out."
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Part of the data: a name, or 7-Scenes' first and last frame (800:999). [default: the one named val…]"
-        ),
+        typer.Option(help="Part of the data: a name, or 7-Scenes' first and last frame (800:999); val… if left out."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write all figures, with those of every class, to this JSON file.")
@@ -106,9 +106,7 @@ def evaluate(
     sheet: Annotated[
         Path | None, typer.Option(help="Draw input, truth and answers to this picture; several tasks: NAME_TASK.")
     ] = None,
-    worst: Annotated[
-        int, typer.Option(min=0, help="The sheet shows this many of the worst pictures. [default: any 8]")
-    ] = 0,
+    worst: Annotated[int, typer.Option(min=0, help="The sheet shows this many of the worst pictures; 0: any 8.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Score the first so many pictures or clips only.")] = None,
     frames: Annotated[
         int, typer.Option(min=1, help="Frames of the clips that are cut from photos, for heads that remember.")
@@ -117,24 +115,26 @@ def evaluate(
         bool, typer.Option("--median-scaled", help="Depth: scale each picture to the truth's median first.")
     ] = False,
     depth_scale: Annotated[
-        float | None, typer.Option(help="Metres per unit of depth maps. [default: 0.001 for PNG, 1 for npy]")
+        float | None, typer.Option(help="Depth maps: metres per unit; 0.001 for PNG and 1 for npy if left out.")
     ] = None,
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="In place of the heads' own; published AP is taken at 0.")
     ] = None,
+    first_id: FirstId = None,
+    ignore: Ignore = "255",
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap over pictures; 0: no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most pictures in one encoder pass.")] = 8,
 ) -> None:
     """Score heads on held-out pictures: PQ, mask AP, mIoU, depth errors, accuracy; on clips VPQ, STQ and AP.
 
-    Heads of one bundle share encoder passes. Data is checked as a whole before anything runs. Intervals are 95 %
-    percentile intervals of a bootstrap over pictures (over clips, for heads that remember).
+    Heads of one bundle share encoder passes. Data is checked as a whole before anything runs. Intervals hold
+    95 percent of a bootstrap over pictures (over clips, for heads that remember).
     """
     settings = read_settings()
     asked = parse_tasks(tasks) or []
     options = PredictOptions(PostprocessOptions(score_threshold=score_threshold))
-    reader = _Reader(data, split, limit, frames, depth_scale)
+    reader = _Reader(data, split, limit, frames, map_format(first_id, ignore), depth_scale)
     runs: list[_Run] = []
     with _progress() as bar:
         try:
@@ -180,15 +180,22 @@ class _Reader:
     """Opens the data of one folder for heads of any kind and label set, each once.
 
     Args:
-        root, split, depth_scale: as in `open_data`.
+        root, split, meaning, depth_scale: as in `open_data`, whose `map_format` is `meaning`.
         limit: most pictures or clips.
         frames: of clips that are cut from photos.
     """
 
     def __init__(
-        self, root: Path, split: str | None, limit: int | None, frames: int, depth_scale: float | None
+        self,
+        root: Path,
+        split: str | None,
+        limit: int | None,
+        frames: int,
+        meaning: MapFormat,
+        depth_scale: float | None,
     ) -> None:
-        self._root, self._split, self._limit, self._frames, self._scale = root, split, limit, frames, depth_scale
+        self._root, self._split, self._limit, self._frames = root, split, limit, frames
+        self._meaning, self._scale = meaning, depth_scale
         self._datasets: dict[tuple[str, LabelSet | None], Dataset[Sample]] = {}
         self._clips: dict[tuple[str, LabelSet | None], Sequence[Clip]] = {}
 
@@ -233,7 +240,15 @@ class _Reader:
     def _photos(self, kind: str, label_set: LabelSet | None) -> Dataset[Sample]:
         key = (kind, label_set)
         if key not in self._datasets:
-            found = open_data(kind, self._root, self._split, label_set, prefer="val", depth_scale=self._scale)
+            found = open_data(
+                kind,
+                self._root,
+                self._split,
+                label_set,
+                prefer="val",
+                map_format=self._meaning,
+                depth_scale=self._scale,
+            )
             self._datasets[key] = Dataset(found.name, found.samples[: self._limit], found.label_set, found.problems)
         return self._datasets[key]
 

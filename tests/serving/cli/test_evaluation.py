@@ -204,6 +204,23 @@ def test_depth_is_scored_on_the_frames_of_the_split(
     assert scaled["figures"]["AbsRel"]["value"] != run["figures"]["AbsRel"]["value"]
 
 
+def test_label_maps_are_read_as_the_options_say(
+    runner: CliRunner, many_heads: Path, tmp_path: Path, draw_picture: Callable[..., Image.Image]
+) -> None:
+    root = tmp_path / "maps"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    draw_picture(40, 60).save(root / "images" / "a.png")
+    ids = np.full((40, 60), 9, np.uint8)  # 9: no class; 1 and 2: cat and cup
+    ids[:10, :30], ids[:10, 30:] = 1, 2
+    Image.fromarray(ids).save(root / "labels" / "a.png")
+    [run] = evaluate(
+        runner, "classes", root, many_heads, tmp_path / "figures.json", "--first-id", "1", "--ignore", "0,9"
+    )
+    parts = {name: told["pixels"] for name, told in run["per_class"].items() if told["pixels"]}
+    assert parts == {"cat": 50, "cup": 50}
+
+
 def test_classes_are_told_with_what_they_are_taken_for(
     runner: CliRunner, class_data: Path, many_heads: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +313,7 @@ def test_broken_data_is_told_by_name_and_at_once_before_anything_runs(
         ("panoptc", "no head for 'panoptc'; loaded: "),
         ("depth", "holds no depth"),
         ("what", "class 'images': is not in label set three"),
+        ("classes --ignore none", "--ignore none is no list of ids"),
         ("vector", "results of kind 'embedding' have no score"),
     ],
 )
@@ -312,7 +330,9 @@ def test_a_mistake_is_told_in_plain_words(
     bundle.write_text(
         yaml.safe_dump({"extends": str(many_heads), "name": "vector", "tasks": {"vector": {"decoder": "embedding"}}})
     )
-    monkeypatch.setattr(sys, "argv", ["polyhead", "eval", tasks, "--data", str(panoptic_data), "--bundle", str(bundle)])
+    monkeypatch.setattr(
+        sys, "argv", ["polyhead", "eval", *tasks.split(), "--data", str(panoptic_data), "--bundle", str(bundle)]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err
