@@ -32,9 +32,10 @@ from decoders.training.weights_file import save_head
 from encoders.base import Encoder
 from encoders.features import EncoderSpec
 from encoders.geometry import FitGeometry, WindowGeometry
-from serving.bundles.loading import label_set_of, new_decoder, open_encoder
+from serving.bundles.loading import check_geometry, label_set_of, new_decoder, open_encoder
 from serving.bundles.schema import BundleFile, GeometryEntry, TaskEntry, read_bundle
 from serving.bundles.weights import fetch, parse_reference
+from serving.cli.label_map_options import FirstId, Ignore, map_format
 from serving.cli.trained_bundle import write_bundle, write_label_set
 from serving.config import Settings, read_settings
 from serving.errors import BundleError, StartError
@@ -55,36 +56,51 @@ What = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Classes: a packaged label set, a .yaml file, or from-data, the data's own [default: those of the "
-        "bundle's task, or else from-data]."
+        help="Classes: a packaged label set, a .yaml file, or from-data, the data's own.",
+        show_default="those of the bundle's task, or else from-data",
     ),
 ]
+_RECIPE = "the recipe's"
 
 
 def train(
     what: What,
     data: Data,
     bundle: Annotated[str, typer.Option(help="Whose encoder is used: a packaged bundle, or a .yaml file.")] = "demo",
-    out: Annotated[Path | None, typer.Option(help="Folder for the new bundle [default: named as the task].")] = None,
-    task: Annotated[str | None, typer.Option(help="The head's name in the new bundle [default: WHAT].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the new bundle.", show_default="one named as the task")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The head's name in the new bundle.", show_default="as the first argument")
+    ] = None,
     labels: Labels = None,
-    split: Annotated[str | None, typer.Option(help="Part of the data: train2017, say, or frames 0:695.")] = None,
-    val: Annotated[str | None, typer.Option(help="Part whose loss is told now and then, e.g. val2017.")] = None,
-    size: Annotated[str | None, typer.Option(help="Network input, pixels: 448, or HEIGHTxWIDTH.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps [default: the recipe's].")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step [default: the recipe's].")] = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture [default: the recipe's].")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest [default: the recipe's].")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Part of the data: train2017, say, or frames 0:695.", show_default="the one named train…"),
+    ] = None,
+    val: Annotated[
+        str | None, typer.Option(help="Part whose loss is told now and then, e.g. val2017.", show_default="none")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Network input, pixels: 448, or HEIGHTxWIDTH.", show_default="as in the bundle"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps.", show_default=_RECIPE)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step.", show_default=_RECIPE)] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture.", show_default=_RECIPE)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest.", show_default=_RECIPE)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of views, initial weights and order.")] = 0,
     every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints, and between validations.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in --out.")] = False,
     cache_gb: Annotated[float, typer.Option(min=0, help="Most that kept features may take on disk, GB.")] = 20.0,
-    features: Annotated[Path | None, typer.Option(help="Folder for kept features [default: in the cache].")] = None,
-    first_id: Annotated[
-        int | None, typer.Option(help="Label maps: id of the first class [default: by layout].")
+    features: Annotated[
+        Path | None, typer.Option(help="Folder for kept features.", show_default="in the cache folder")
     ] = None,
-    ignore: Annotated[str, typer.Option(help="Label maps: ids of no class, e.g. 0,255.")] = "255",
-    depth_scale: Annotated[float | None, typer.Option(help="Depth maps: metres per unit [PNG: 0.001, npy: 1].")] = None,
+    first_id: FirstId = None,
+    ignore: Ignore = "255",
+    depth_scale: Annotated[
+        float | None, typer.Option(help="Depth maps: metres per unit.", show_default="0.001 for PNG, 1 for npy")
+    ] = None,
 ) -> None:
     """Train a head on frozen features and write a bundle that can be served.
 
@@ -92,7 +108,7 @@ def train(
     goes on with it.
     """
     settings = read_settings()
-    source = _Source(data, MapFormat(first_id, _ids(ignore)), depth_scale)
+    source = _Source(data, map_format(first_id, ignore), depth_scale)
     with _plain_errors():
         file, folder = read_bundle(bundle)
         entry, recipe = _entry_and_recipe(file, what)
@@ -109,6 +125,7 @@ def train(
             report = _reporter(bar)
             encoder = _open_encoder(file, folder, settings)
             entry, head = _new_head(entry, recipe, encoder.spec, target, seed)
+            check_geometry(name, head, (entry.geometry or file.geometry).build(), encoder.spec)
             facts = {
                 **dataclasses.asdict(schedule),
                 **{"task": name, "decoder": entry.decoder, "settings": entry.settings, "geometry": str(geometry)},
@@ -266,13 +283,6 @@ def _schedule(
         "learning_rate": learning_rate,
     }
     return dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None}, seed=seed)
-
-
-def _ids(text: str) -> frozenset[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() for part in parts):
-        raise StartError(f"--ignore {text} is no list of ids; write e.g. 0,255")
-    return frozenset(map(int, parts))
 
 
 def _progress() -> Progress:

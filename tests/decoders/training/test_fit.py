@@ -86,7 +86,7 @@ def fit(draw_samples: Callable[..., list[Sample]], label_set: LabelSet, tmp_path
     ) -> tuple[Any, list[tuple[str, int, int]]]:
         told: list[tuple[str, int, int]] = []
         recipe = recipe_for(name)
-        head = new_head(name, encoder.spec, label_set)
+        head = new_head(name, encoder.spec, label_set).to(next(encoder.parameters()).device)
         cache = FeatureCache(
             tmp_path / "cache", encoder, FitGeometry(32, 40), head.out_indices, head.hidden_indices, 10**8
         )
@@ -119,6 +119,20 @@ def test_training_leaves_every_bit_of_the_encoder(
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert all(parameter.requires_grad for parameter in head.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_runs_on_a_gpu_and_its_losses_are_those_of_the_cpu(
+    name: str, fit: Fit, make_encoder: Callable[..., VisionTransformer]
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    schedule, on_cpu, on_gpu = replace(SCHEDULE, steps=3), Notes(), Notes()
+    fit(name, make_encoder(), on_cpu, schedule)
+    head, _ = fit(name, make_encoder().to("cuda"), on_gpu, schedule)
+    assert {tensor.device.type for tensor in head.state_dict().values()} == {"cuda"}
+    assert on_gpu.losses[:1] == pytest.approx(on_cpu.losses[:1], rel=0.1)
 
 
 @pytest.mark.parametrize("name", WITH_STEPS)

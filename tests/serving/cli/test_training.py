@@ -207,6 +207,7 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
         (["depth", "--split", "first"], "split 'first' is no range of frames; write e.g. 0:695"),
         (["depth", "--split", "7:9"], "no RGB-D frames 7..9 in "),
         (["depth", "--size", "big"], "--size big is no size; write e.g. 448 or 448x640, pixels"),
+        (["depth", "--size", "50"], "task 'depth': 50 x 50 is no multiple of the encoder's patch size 14"),
         (["depth", "--ignore", "x"], "--ignore x is no list of ids; write e.g. 0,255"),
         (["panoptic"], "{frames} holds no COCO panoptic data"),
         (["semantic", "--labels", "mine"], "no label set 'mine'"),
