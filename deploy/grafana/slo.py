@@ -34,7 +34,8 @@ def row() -> Row:
             ),
             number(
                 "p95",
-                "95 of 100 picture requests were faster. The promise is the rule polyhead:slo_p95_seconds, 2 s unless you change it.",
+                "95 of 100 picture requests were faster. "
+                "The promise is the rule polyhead:slo_p95_seconds, 2 s unless you change it.",
                 "s",
                 Query(quantile(0.95, "polyhead_request_seconds", route=PICTURE_ROUTES), "p95"),
                 thresholds=[(1, "orange"), (2, "red")],

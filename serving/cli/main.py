@@ -39,20 +39,20 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
-Tasks = Annotated[str | None, typer.Option(help="Tasks, separated by commas [default: the bundle's].")]
+Tasks = Annotated[str | None, typer.Option(help="Tasks, separated by commas.", show_default="the bundle's")]
 BundleName = Annotated[
-    str | None, typer.Option(help="A packaged bundle's name, or the path of a bundle's YAML file [default: demo].")
+    str | None, typer.Option(help="A packaged bundle's name, or the path of a bundle's YAML file.", show_default="demo")
 ]
 
 
 @app.command()
 def serve(
     bundle: BundleName = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Port of HTTP [default: 8000].")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC [default: 9000].")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the deployment [default: 1].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: auto].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of HTTP.", show_default="8000")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC.", show_default="9000")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the deployment.", show_default="1")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
 ) -> None:
     """Serve a bundle over HTTP and gRPC until Ctrl-C.
 

@@ -50,7 +50,7 @@ console = Console(stderr=True)
 
 def video(
     clip: Annotated[Path, typer.Argument(help="A video file.", exists=True, dir_okay=False)],
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas [default: the bundle's].")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas.", show_default="the bundle's")] = None,
     out: Annotated[
         Path, typer.Option(help="The annotated clip. If several tasks are drawn, one clip for each: NAME_TASK.mp4.")
     ] = Path("annotated.mp4"),
@@ -59,12 +59,14 @@ def video(
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th frame; the clip lasts as long.")] = 1,
     max_side: Annotated[
-        int | None, typer.Option(min=16, help="Longer side of results and annotated clips, pixels [default: as it is].")
+        int | None,
+        typer.Option(min=16, help="Longer side of results and annotated clips, pixels.", show_default="as it is"),
     ] = None,
     url: Annotated[str, typer.Option(help="Address of a server.")] = "http://127.0.0.1:8000",
     local: Annotated[bool, typer.Option("--local", help="Run here, without a server.")] = False,
     bundle: Annotated[
-        str | None, typer.Option(help="With --local: a bundle's name, or the path of its YAML file [default: demo].")
+        str | None,
+        typer.Option(help="With --local: a bundle's name, or the path of its YAML file.", show_default="demo"),
     ] = None,
 ) -> None:
     """Run tasks on a clip, with what heads remember from frame to frame, and write it with the results drawn in.
