@@ -682,6 +682,11 @@ async def held(service: SegmentationService, inside: int) -> VideoStream:
         await asyncio.sleep(0.001)
 
 
+def frames_inside(stream: VideoStream) -> list[int]:
+    """The ids of the frames in a stream, the oldest first."""
+    return [job.frame.frame_id for job in (*stream._under_way, *stream._waiting)]
+
+
 def test_under_latest_the_oldest_waiting_frames_give_way_and_are_counted(
     make_service: MakeService, encode_picture: EncodePicture
 ) -> None:
@@ -692,8 +697,7 @@ def test_under_latest_the_oldest_waiting_frames_give_way_and_are_counted(
         stream = peer.open(tasks=["depth"], drop_policy=pb.DROP_POLICY_LATEST, max_in_flight=2)
         for number in range(9):
             stream.frame(number, encode_picture())
-        last = 8
-        while (await held(service, 3))._waiting[-1].frame.frame_id != last:
+        while not [s for s in service.streams._streams if frames_inside(s)[-1:] == [8]]:
             await asyncio.sleep(0.001)
         gate.opened.set()
         stream.end()
@@ -702,7 +706,8 @@ def test_under_latest_the_oldest_waiting_frames_give_way_and_are_counted(
     responses = run(service, scenario)
     answered = ids(responses)
     assert answered == sorted(answered)
-    assert (answered[0], answered[-1], len(answered)) == (0, 8, 3)
+    assert (answered[0], answered[-1]) == (0, 8)
+    assert 2 <= len(answered) <= 3  # the second was taken before the last came, or was the last
     assert [response.dropped_since_last for response in responses] == [0, *(np.diff(answered) - 1)]
 
 
