@@ -148,7 +148,7 @@ def play_client(address: str, tasks: list[str], rate: float, over: threading.Eve
                     run.state_lost.append(answer.frame_id)
                 if answer.error is not None:
                     run.errors.append(f"frame {answer.frame_id}: {answer.error}")
-    except Exception as error:  # noqa: BLE001  # a figure of the run
+    except Exception as error:  # noqa: BLE001  # how the run ended is what is measured
         run.errors.append(repr(error))
 
 

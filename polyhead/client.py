@@ -19,7 +19,17 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +169,7 @@ class Retry:
     def pause_s(self, tries: int) -> float:
         """Before the next try, after so many that failed."""
         longest = min(self.longest_s, self.first_s * self.factor ** min(tries, 64))
-        return longest * random.uniform(0.5, 1)  # noqa: S311  # so that clients don't all come back at once
+        return longest * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret
 
 
 class AsyncClient:
@@ -250,7 +260,7 @@ class AsyncClient:
         drop_policy: DropPolicy = "block",
         max_in_flight: int = 4,
         frame_timeout_s: float | None = None,
-    ) -> AsyncIterator[VideoAnswer]:
+    ) -> AsyncGenerator[VideoAnswer, None]:
         """Run tasks on the frames of a video, with what heads remember from frame to frame.
 
         Frames are taken as the server has room for them, in a thread of their own if `frames` is no async iterable, and
@@ -459,7 +469,7 @@ class _Video:
         self._dropped = 0
         self._state_lost = False
 
-    async def answers(self) -> AsyncIterator[VideoAnswer]:
+    async def answers(self) -> AsyncGenerator[VideoAnswer, None]:
         """See `AsyncClient.video`."""
         taking = asyncio.create_task(self._take_frames(), name="frames of a video")
         tries, since_s = 0, None
@@ -821,7 +831,7 @@ def _run(work: Coroutine[Any, Any, Value]) -> Value:
         raise
 
 
-def _iterated(items: AsyncIterator[Item]) -> Iterator[Item]:
+def _iterated(items: AsyncGenerator[Item, None]) -> Iterator[Item]:
     """Go through an async generator from ordinary code."""
     one_at_a_time = asyncio.Lock()  # a step that was left with Ctrl-C may still be ending
 
@@ -834,7 +844,7 @@ def _iterated(items: AsyncIterator[Item]) -> Iterator[Item]:
 
     async def close() -> None:
         async with one_at_a_time:
-            await items.aclose()  # type: ignore[attr-defined]  # an async generator
+            await items.aclose()
 
     try:
         while (got := _run(step())) is not None:

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
@@ -121,15 +121,13 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
         total = None if self._shared_metrics is None else self._shared_metrics.total
         return create_app(self.service, host_gives_request_id=True, total_metrics=total)
 
-    def SegmentVideo(  # noqa: N802  # the proto names it
+    def SegmentVideo(
         self, requests: AsyncIterator[pb.VideoRequest], grpc_context: GrpcContext
-    ) -> AsyncIterator[pb.VideoResponse]:
+    ) -> AsyncGenerator[pb.VideoResponse, None]:
         """As in `GrpcGateway`; see `_hosted`."""
         return _hosted(super().SegmentVideo, requests, grpc_context)
 
-    def ModelStreamInfer(  # noqa: N802
-        self, requests: AsyncIterator[Any], grpc_context: GrpcContext
-    ) -> AsyncIterator[Any]:
+    def ModelStreamInfer(self, requests: AsyncIterator[Any], grpc_context: GrpcContext) -> AsyncGenerator[Any, None]:
         """As in `OipMethods`; see `_hosted`."""
         return _hosted(super().ModelStreamInfer, requests, grpc_context)
 
@@ -149,10 +147,10 @@ class PolyheadDeployment(GrpcGateway, OipMethods):
 
 
 def _hosted(
-    method: Callable[[AsyncIterator[Any], GrpcContext], AsyncIterator[Any]],
+    method: Callable[[AsyncIterator[Any], GrpcContext], AsyncGenerator[Any, None]],
     requests: AsyncIterator[Any],
     grpc_context: GrpcContext,
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """A stream as Ray Serve must have it.
 
     HAProxy sends what comes while it knows of no replica, a quarter of a second of a redeploy, through Ray Serve's own
@@ -169,18 +167,18 @@ def _hosted(
     return _told(_nothing(), grpc_context)
 
 
-async def _told(stream: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
+async def _told(stream: AsyncGenerator[Any, None], grpc_context: Any) -> AsyncGenerator[Any, None]:
     """A stream by way of Ray Serve's own proxy, which forgets a status unless an exception brings it."""
     try:
         async for response in stream:
             yield response
     finally:
-        await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+        await stream.aclose()
     if grpc_context.code():
         raise RuntimeError(grpc_context.details())
 
 
-async def _nothing() -> AsyncIterator[Any]:
+async def _nothing() -> AsyncGenerator[Any, None]:
     return
     yield
 

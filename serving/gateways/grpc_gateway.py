@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,7 @@ class HealthMethods:
 
     service: SegmentationService
 
-    async def Check(  # noqa: N802  # the proto names it, as all below
+    async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: GrpcContext | None = None
     ) -> health_pb2.HealthCheckResponse:
         """SERVING if pictures and streams can be answered now; NOT_FOUND for a service that is none of ours."""
@@ -86,7 +86,7 @@ class HealthMethods:
             grpc_context.set_details(f"no service '{request.service}' here; those there are: {_SERVICE}")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(  # noqa: N802
+    async def Watch(
         self, request: health_pb2.HealthCheckRequest, grpc_context: GrpcContext | None = None
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now and whenever it changes, until this replica stops."""
@@ -121,7 +121,7 @@ class SegmentationMethods:
 
     service: SegmentationService
 
-    async def Segment(self, request: pb.SegmentRequest, grpc_context: GrpcContext) -> pb.SegmentResponse:  # noqa: N802
+    async def Segment(self, request: pb.SegmentRequest, grpc_context: GrpcContext) -> pb.SegmentResponse:
         """Run tasks on one picture; as `POST /segment`."""
         service = self.service
         begun = time.perf_counter()
@@ -149,9 +149,9 @@ class SegmentationMethods:
                 )
         return pb.SegmentResponse()  # nobody sees it beside the status
 
-    async def SegmentVideo(  # noqa: N802
+    async def SegmentVideo(
         self, requests: AsyncIterator[pb.VideoRequest], grpc_context: GrpcContext
-    ) -> AsyncIterator[pb.VideoResponse]:
+    ) -> AsyncGenerator[pb.VideoResponse, None]:
         """Run tasks on the frames of a video.
 
         Args:

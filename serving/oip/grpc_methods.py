@@ -128,34 +128,34 @@ class OipMethods:
     _streams: int = 0
 
     @_answered(service_pb2.ServerLiveResponse)
-    async def ServerLive(self, request: service_pb2.ServerLiveRequest) -> service_pb2.ServerLiveResponse:  # noqa: N802  # the proto names it, here and below
+    async def ServerLive(self, request: service_pb2.ServerLiveRequest) -> service_pb2.ServerLiveResponse:
         """Whether the process lives."""
         return service_pb2.ServerLiveResponse(live=True)
 
     @_answered(service_pb2.ServerReadyResponse)
-    async def ServerReady(self, request: service_pb2.ServerReadyRequest) -> service_pb2.ServerReadyResponse:  # noqa: N802
+    async def ServerReady(self, request: service_pb2.ServerReadyRequest) -> service_pb2.ServerReadyResponse:
         """Whether pictures are answered now."""
         return service_pb2.ServerReadyResponse(ready=unready_because(self.service) is None)
 
     @_answered(service_pb2.ModelReadyResponse)
-    async def ModelReady(self, request: service_pb2.ModelReadyRequest) -> service_pb2.ModelReadyResponse:  # noqa: N802
+    async def ModelReady(self, request: service_pb2.ModelReadyRequest) -> service_pb2.ModelReadyResponse:
         """Whether a model answers now; like Triton, an unknown one is not ready."""
         known = request.name in model_names(self.service.engine.bundle) and request.version in ("", VERSION)
         return service_pb2.ModelReadyResponse(ready=known and unready_because(self.service) is None)
 
     @_answered(service_pb2.ServerMetadataResponse)
-    async def ServerMetadata(self, request: service_pb2.ServerMetadataRequest) -> service_pb2.ServerMetadataResponse:  # noqa: N802
+    async def ServerMetadata(self, request: service_pb2.ServerMetadataRequest) -> service_pb2.ServerMetadataResponse:
         """Name, version, extensions."""
         return service_pb2.ServerMetadataResponse(**server_metadata())
 
     @_answered(service_pb2.ModelMetadataResponse)
-    async def ModelMetadata(self, request: service_pb2.ModelMetadataRequest) -> service_pb2.ModelMetadataResponse:  # noqa: N802
+    async def ModelMetadata(self, request: service_pb2.ModelMetadataRequest) -> service_pb2.ModelMetadataResponse:
         """A model's tensors."""
         model = find_model(self.service.engine.bundle, request.name, request.version)
         return ParseDict(model_metadata(model), service_pb2.ModelMetadataResponse())
 
     @_answered(service_pb2.ModelConfigResponse)
-    async def ModelConfig(self, request: service_pb2.ModelConfigRequest) -> service_pb2.ModelConfigResponse:  # noqa: N802
+    async def ModelConfig(self, request: service_pb2.ModelConfigRequest) -> service_pb2.ModelConfigResponse:
         """A model's tensors as Triton's clients ask for them."""
         bundle = self.service.engine.bundle
         model = find_model(bundle, request.name, request.version)
@@ -163,23 +163,23 @@ class OipMethods:
         return service_pb2.ModelConfigResponse(config=config)
 
     @_answered(service_pb2.RepositoryIndexResponse)
-    async def RepositoryIndex(self, request: service_pb2.RepositoryIndexRequest) -> service_pb2.RepositoryIndexResponse:  # noqa: N802
+    async def RepositoryIndex(self, request: service_pb2.RepositoryIndexRequest) -> service_pb2.RepositoryIndexResponse:
         """All models."""
         return ParseDict(
             {"models": repository_index(self.service, only_ready=request.ready)}, service_pb2.RepositoryIndexResponse()
         )
 
     @_answered(service_pb2.ModelInferResponse)
-    async def ModelInfer(self, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:  # noqa: N802
+    async def ModelInfer(self, request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
         """Answer pictures, which belong to no sequence."""
         begun = time.perf_counter()
         asked = read_request(request)
         call = read_call(self.service, asked, InferParameters.read(asked.parameters))
         return await infer(self.service, call, to_response, begun)
 
-    async def ModelStreamInfer(  # noqa: N802
+    async def ModelStreamInfer(
         self, requests: AsyncIterator[service_pb2.ModelInferRequest], grpc_context: GrpcContext
-    ) -> AsyncIterator[ModelStreamInferResponse]:
+    ) -> AsyncGenerator[ModelStreamInferResponse, None]:
         """Answer requests in their order; those with a sequence_id are frames of a video.
 
         Args:

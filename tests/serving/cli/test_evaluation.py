@@ -93,18 +93,6 @@ def panoptic_data(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> P
 
 
 @pytest.fixture
-def frames(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
-    """Four RGB-D frames, numbered 0 to 3: a slope from 1 m to 4 m."""
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    slope = np.repeat(np.linspace(1000, 4000, 80, dtype=np.uint16)[None], 60, axis=0)
-    for number in range(4):
-        draw_picture(60, 80, number).save(folder / f"frame-{number:06d}.color.jpg")
-        Image.fromarray(slope).save(folder / f"frame-{number:06d}.depth.png")
-    return folder
-
-
-@pytest.fixture
 def class_data(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
     """Two drawn pictures of each class."""
     for name in CLASSES:

@@ -6,7 +6,6 @@ import csv
 import json
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +68,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.save(root / "images" / f"{number}.png")
     (root / "annotations.json").write_text(json.dumps(truth))
     return root
-
-
-@pytest.fixture
-def frames(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
-    """Four RGB-D frames, numbered 0 to 3: a slope from 1 m to 4 m."""
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    slope = np.repeat(np.linspace(1000, 4000, 80, dtype=np.uint16)[None], 60, axis=0)
-    for number in range(4):
-        draw_picture(60, 80, number).save(folder / f"frame-{number:06d}.color.jpg")
-        Image.fromarray(slope).save(folder / f"frame-{number:06d}.depth.png")
-    return folder
 
 
 def polyhead(*arguments: object) -> Result:
