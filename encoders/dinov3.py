@@ -17,15 +17,16 @@ from encoders.rope import rope_frequencies
 from encoders.vit import ViTConfig
 
 SIZES: dict[tuple[int, bool], tuple[str, str, int]] = {
-    (384, False): ("vits", "", 6),
-    (384, True): ("vits", "plus", 6),
-    (768, False): ("vitb", "", 12),
-    (1024, False): ("vitl", "", 16),
-    (1024, True): ("vitl", "plus", 16),
-    (1280, True): ("vith", "plus", 20),
-    (4096, True): ("vit7b", "", 32),
+    (192, False): ("polyhead_tiny", "", 3),
+    (384, False): ("dinov3_vits", "", 6),
+    (384, True): ("dinov3_vits", "plus", 6),
+    (768, False): ("dinov3_vitb", "", 12),
+    (1024, False): ("dinov3_vitl", "", 16),
+    (1024, True): ("dinov3_vitl", "plus", 16),
+    (1280, True): ("dinov3_vith", "plus", 20),
+    (4096, True): ("dinov3_vit7b", "", 32),
 }
-"""(width, whether the MLP is gated) to (size name before and after the patch size, attention heads)."""
+"""(width, whether the MLP is gated) to (name before and after the patch size, attention heads)."""
 
 
 def matches_hugging_face(keys: Mapping[str, Tensor]) -> bool:
@@ -196,9 +197,10 @@ def _adapt(
             raise CheckpointError(f"a grid of positions was given, {grid}, but DINOv3 has no learned positions")
     kernel = resample_patch_kernel(ours["patch_embed.weight"].float(), options.patch_size)
     dim, patch = kernel.shape[0], kernel.shape[-1]
-    before, after, heads = SIZES.get((dim, gated), (f"vit{dim}_patch", "plus" if gated else "", max(1, dim // 64)))
+    unknown = f"dinov3_vit{dim}_patch", "plus" if gated else "", max(1, dim // 64)
+    before, after, heads = SIZES.get((dim, gated), unknown)
     config = ViTConfig(
-        name=f"dinov3_{before}{patch}{after}",
+        name=f"{before}{patch}{after}",
         embed_dim=dim,
         depth=depth,
         num_heads=options.num_heads or heads,

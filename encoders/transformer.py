@@ -79,5 +79,12 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]; `rope` and `attn_mask` as in `Attention`."""
-        tokens = tokens + self.scale1 * self.attention(self.norm1(tokens), rope, attn_mask)
+        return self.transform(self.attend(tokens, rope, attn_mask))
+
+    def attend(self, tokens: Tensor, rope: Rope | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """The first half."""
+        return tokens + self.scale1 * self.attention(self.norm1(tokens), rope, attn_mask)
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """The second half."""
         return tokens + self.scale2 * self.mlp(self.norm2(tokens))

@@ -112,8 +112,7 @@ class VisionTransformer(nn.Module):
         """
         normed, bare = frozenset(out_indices), frozenset(hidden_indices)
         last = self.spec.check_out_indices(normed | bare)[-1]
-        tokens, grid_size = self._embed(images)
-        rope = self._rope(grid_size, tokens.device) if self.positions is None else None
+        tokens, grid_size, rope = self.embed(images)
         lateral_features: dict[int, Tensor] = {}
         hidden_states: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: last + 1]):
@@ -124,14 +123,16 @@ class VisionTransformer(nn.Module):
                 hidden_states[index] = tokens
         return EncoderFeatures(self.spec, grid_size, lateral_features, hidden_states)
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Rope | None]:
+        """What enters the first block: ([B, P + N, C], the patches' grid, their rotation if they have one)."""
         pixels = standardise(images, self.config.patch_size, (self.pixel_mean, self.pixel_std))
         patches = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
         grid_size = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)
         if self.positions is not None:
             tokens = tokens + self._grid_positions(grid_size)
-        return torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1), tokens), dim=1), grid_size
+        rope = self._rope(grid_size, tokens.device) if self.positions is None else None
+        return torch.cat((self.prefix_tokens.expand(len(tokens), -1, -1), tokens), dim=1), grid_size, rope
 
     def _grid_positions(self, grid_size: tuple[int, int]) -> Tensor:
         source = self.config.position_grid

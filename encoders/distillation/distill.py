@@ -1,4 +1,10 @@
-"""The distillation loop: the student's tokens after some blocks learn to tell the teacher's, for the same view."""
+"""The distillation loop: every half of a student's block learns what the teacher's does, first apart, then together.
+
+A deep student that starts from random weights and sees only the teacher's last tokens learns next to nothing from a
+few thousand pictures. So at first every half block is given the *teacher's* tokens and learns the step to the teacher's
+next ones: 2 * depth small regressions, none waiting for another (block-wise distillation, as in DNA, arXiv 1911.13053).
+Then longer and longer chains of half blocks run on the student's own tokens, and at the end all of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +21,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from encoders.distillation.levels import Targets, half
 from encoders.distillation.pictures import mixed, random_view
-from encoders.distillation.student import TINY, Translation, new_student
+from encoders.distillation.student import TINY, new_student
 from encoders.vit import VisionTransformer
 
 CLIP_NORM = 3.0
+_MEASURED_BATCHES = 16
+_MOMENTUM, _BETAS = 0.95, (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -29,18 +40,19 @@ class DistillationSchedule:
     Attributes:
         steps: optimisation steps; the learning rate warms up, stays, and falls to 0 over the last `decay_part` of them.
         sides: inputs' sides in pixels, with how often each is drawn and its batch size.
-        learning_rate, weight_decay, warm_up_steps, decay_part: of AdamW.
-        out_indices: blocks whose tokens are compared, the same in teacher and student.
+        chains: (part of the run, half blocks): up to that part of the steps, so many half blocks in a row run on the
+            student's own tokens before they are given the teacher's again; 0: all of them.
+        learning_rate, weight_decay, warm_up_steps, decay_part: of Muon (matrices) and AdamW (the rest).
         seed: of weights, views and order.
     """
 
-    steps: int = 20_000
-    sides: tuple[tuple[int, float, int], ...] = ((160, 0.6, 48), (224, 0.3, 24), (320, 0.1, 12))
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warm_up_steps: int = 300
-    decay_part: float = 0.25
-    out_indices: tuple[int, ...] = (5, 8, 10, 11)
+    steps: int = 6_000
+    sides: tuple[tuple[int, float, int], ...] = ((160, 0.6, 32), (224, 0.22, 16), (320, 0.13, 8), (448, 0.05, 4))
+    chains: tuple[tuple[float, int], ...] = ((0.45, 1), (0.55, 4), (0.65, 8), (1.0, 0))
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+    warm_up_steps: int = 30
+    decay_part: float = 0.45
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
@@ -49,15 +61,22 @@ class DistillationSchedule:
         left = (self.steps - step + 1) / decay_steps
         return self.learning_rate * max(0.0, min(1.0, step / self.warm_up_steps, left))
 
+    def chain_at(self, step: int) -> int:
+        """How many half blocks run in a row at a step, counted from 1; 0: all."""
+        return next(length for until, length in self.chains if step <= until * self.steps or until >= 1)
+
 
 class Distillation:
     """A student in training, with all that a later run needs to go on from.
 
     Args:
-        teacher: frozen.
+        teacher: frozen, as deep and wide as the student.
         images: unlabelled, small enough to stay in memory.
         schedule: of the training.
         device: where it runs; matrix products are in bfloat16.
+
+    Raises:
+        ValueError: the teacher is not as deep or wide as the student.
     """
 
     def __init__(
@@ -67,22 +86,29 @@ class Distillation:
         schedule: DistillationSchedule,
         device: torch.device,
     ) -> None:
+        for name in ("embed_dim", "depth", "patch_size"):
+            if getattr(teacher.config, name) != getattr(TINY, name):
+                raise ValueError(
+                    f"{name} is {getattr(teacher.config, name)}; of a teacher it must be {getattr(TINY, name)}"
+                )
         torch.manual_seed(schedule.seed)
-        self.teacher = teacher.to(device)
         self.images = images
         self.schedule = schedule
         self.device = device
         self.step = 0
         self.student = new_student(TINY).to(device)
-        self.translation = Translation(TINY.embed_dim, teacher.spec.embed_dim, len(schedule.out_indices)).to(device)
-        trained = [*self.student.parameters(), *self.translation.parameters()]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=schedule.learning_rate,
-            betas=(0.9, 0.95),
+        self.targets = self._measure(teacher.to(device))
+        matrices = [p for p in self.student.blocks.parameters() if p.ndim == 2]
+        others = [p for p in self.student.parameters() if not any(p is matrix for matrix in matrices)]
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                matrices,
+                lr=schedule.learning_rate,
+                weight_decay=schedule.weight_decay,
+                momentum=_MOMENTUM,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, lr=schedule.learning_rate, betas=_BETAS, weight_decay=0),
         )
 
     def run(self, report: Callable[[int, float], None], *, save_to: Path, save_every: int = 200) -> None:
@@ -106,8 +132,7 @@ class Distillation:
         state = {
             "step": self.step,
             "student": self.student.state_dict(),
-            "translation": self.translation.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "schedule": dataclasses.asdict(self.schedule),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +144,35 @@ class Distillation:
         """Go on from a file of `save`; the schedule is this run's, so `steps` may have changed."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.student.load_state_dict(state["student"])
-        self.translation.load_state_dict(state["translation"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         self.step = state["step"]
+
+    def unexplained(self, pixels: Tensor, blocks: Sequence[int]) -> list[float]:
+        """The part of the teacher's variance after some blocks that the student, on its own, does not tell: 0 is best.
+
+        Args:
+            pixels: [B, 3, H, W] uint8 of one of the schedule's sizes.
+            blocks: 0-based.
+        """
+        with self._precision(), torch.no_grad():
+            wanted = self.targets(pixels.to(self.device))
+            told = self._student_levels(pixels.to(self.device), wanted, chain=0, offset=0)
+        parts = []
+        for level in (2 * block + 2 for block in blocks):
+            error = ((told[level] - wanted[level]) / self.targets.scale[level]).square().mean()
+            spread = (wanted[level] - wanted[level].mean((0, 1))) / self.targets.scale[level]
+            parts.append(float(error / spread.square().mean()))
+        return parts
+
+    def _measure(self, teacher: VisionTransformer) -> Targets:
+        rng = random.Random(f"{self.schedule.seed} measure")  # noqa: S311  # not for secrets
+        samples = [
+            [self._views_of(side, batch_size, rng).to(self.device) for _ in range(_MEASURED_BATCHES)]
+            for side, _, batch_size in self.schedule.sides
+        ]
+        with self._precision():
+            return Targets.measure(teacher, samples)
 
     def _batches(self) -> Iterator[Tensor]:
         """Views for the steps that are left; those of the next step are made meanwhile."""
@@ -136,37 +187,70 @@ class Distillation:
     def _views(self, step: int) -> Tensor:
         rng = random.Random(f"{self.schedule.seed} {step}")  # noqa: S311  # not for secrets
         [(side, _, batch_size)] = rng.choices(self.schedule.sides, [often for _, often, _ in self.schedule.sides])
-        views = [random_view(rng.choice(self.images), side, rng) for _ in range(batch_size)]
-        return mixed(torch.stack(views), rng)
+        return mixed(self._views_of(side, batch_size, rng), rng)
+
+    def _views_of(self, side: int, count: int, rng: random.Random) -> Tensor:
+        return torch.stack([random_view(rng.choice(self.images), side, rng) for _ in range(count)])
 
     def _train(self, views: Tensor) -> float:
         self.step += 1
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.schedule.rate_at(self.step)
+        rate = self.schedule.rate_at(self.step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         pixels = views.to(self.device)
-        indices = self.schedule.out_indices
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            with torch.no_grad():
-                wanted = self.teacher(pixels, (), indices)
-            told = self.translation(self.student(pixels, indices), indices)
-        loss = torch.stack(
-            [token_loss(mine, wanted.hidden_state(index)) for mine, index in zip(told, indices, strict=True)]
-        ).mean()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        chain = self.schedule.chain_at(self.step)
+        offset = random.Random(self.step).randrange(chain) if chain else 0  # noqa: S311  # not for secrets
+        with self._precision():
+            wanted = self.targets(pixels)
+            told = self._student_levels(pixels, wanted, chain, offset)
+            loss = self._loss(told, wanted, chain)
+            loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), CLIP_NORM)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {self.step} is {value}")
         return value
 
+    def _student_levels(self, pixels: Tensor, wanted: Tensor, chain: int, offset: int) -> list[Tensor]:
+        """CLS and patch tokens after every level [B, 1 + N, C]; each chain begins with the teacher's."""
+        prefix = self.student.spec.num_prefix_tokens
+        tokens, _, rope = self.student.embed(pixels)
+        tokens = tokens.float()
+        told = [_without_registers(tokens, prefix)]
+        for number in range(2 * len(self.student.blocks)):
+            if chain and (number - offset) % chain == 0:
+                registers = tokens[:, 1:prefix].detach()  # the student's own business
+                tokens = torch.cat((wanted[number][:, :1], registers, wanted[number][:, 1:]), dim=1)
+            tokens = half(self.student, number, tokens, rope)
+            told.append(_without_registers(tokens, prefix))
+        return told
 
-def token_loss(told: Tensor, wanted: Tensor) -> Tensor:
-    """How far tokens are from the teacher's: smooth L1 on tokens brought to mean 0 and variance 1 each.
+    def _loss(self, told: Sequence[Tensor], wanted: Tensor, chain: int) -> Tensor:
+        """Half the mean square error of every level, in units of what is to be told there, and of the final norm's.
 
-    Args:
-        told, wanted: [B, T, C]; the latter as it left the teacher's block.
-    """
-    wanted = F.layer_norm(wanted.float(), wanted.shape[-1:])
-    return F.smooth_l1_loss(told.float(), wanted, beta=1.0)
+        A half block that is given the teacher's tokens answers for its step; one that isn't, for where it ends up.
+        """
+        scales = self.targets.scale
+        if chain == 1:
+            scales = torch.cat((scales[:1], self.targets.step_scale))
+        squares = [
+            ((mine - theirs) / scale).square().mean() for mine, theirs, scale in zip(told, wanted, scales, strict=True)
+        ]
+        teacher_norm = self.targets.teacher.norm(wanted[-1])
+        squares.append(F.mse_loss(self.student.norm(told[-1]), teacher_norm) / teacher_norm.var())
+        return 0.5 * torch.stack(squares).mean()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Matrix products in bfloat16; attention on a CPU as plain products, whose backward pass is twice as fast."""
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with attention, torch.autocast(self.device.type, dtype=torch.bfloat16):
+            yield
+
+
+def _without_registers(tokens: Tensor, num_prefix_tokens: int) -> Tensor:
+    return torch.cat((tokens[:, :1], tokens[:, num_prefix_tokens:]), dim=1)

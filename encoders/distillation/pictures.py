@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
 LEAST_SCALE, MOST_STRETCH = 0.15, 4 / 3
 
 
 def find_pictures(roots: Iterable[Path], *, leave_out: Sequence[str] = ()) -> list[Path]:
-    """Every picture file below some folders, sorted.
+    """Every picture and video file below some folders, sorted.
 
     Args:
         roots: folders.
@@ -29,18 +32,36 @@ def find_pictures(roots: Iterable[Path], *, leave_out: Sequence[str] = ()) -> li
         path
         for root in roots
         for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(part in str(path) for part in leave_out)
+        if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and not any(part in str(path) for part in leave_out)
     )
     if not found:
         raise FileNotFoundError(f"no pictures below {', '.join(map(str, roots))}")
     return found
 
 
-def read_small(path: Path, short_side: int) -> Image.Image:
-    """A picture in RGB whose shorter side is at most `short_side`, as it is kept in memory."""
-    with Image.open(path) as file:
-        file.draft("RGB", (2 * short_side, 2 * short_side))
-        image = file.convert("RGB")
+def load_pictures(paths: Sequence[Path], short_side: int, frames_apart: int) -> Iterator[list[Image.Image]]:
+    """What each file holds: one picture, or frames of a clip, in RGB and small enough to stay in memory.
+
+    Args:
+        paths: of `find_pictures`.
+        short_side: pixels; larger pictures are made smaller.
+        frames_apart: of a clip, one frame in so many is taken.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    for path in paths:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            with av.open(str(path)) as clip:
+                frames = islice(clip.decode(video=0), 0, None, frames_apart)
+                yield [_at_most(frame.to_image(), short_side) for frame in frames]
+        else:
+            with Image.open(path) as file:
+                file.draft("RGB", (2 * short_side, 2 * short_side))
+                yield [_at_most(file.convert("RGB"), short_side)]
+
+
+def _at_most(image: Image.Image, short_side: int) -> Image.Image:
     scale = short_side / min(image.size)
     if scale >= 1:
         return image
@@ -68,13 +89,13 @@ def random_view(image: Image.Image, side: int, rng: random.Random) -> Tensor:
 
 
 def mixed(views: Tensor, rng: random.Random) -> Tensor:
-    """Half the time, blend every view with another: few pictures then show the teacher's answers in many places.
+    """A quarter of the time, blend every view with another: few pictures then show the teacher in many places.
 
     Args:
         views: [B, 3, H, W] uint8.
         rng: the source of chance.
     """
-    if rng.random() < 0.5:
+    if rng.random() < 0.75:
         return views
     part = rng.betavariate(1, 1)
     return (part * views.float() + (1 - part) * views.roll(1, dims=0).float()).round().to(torch.uint8)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor, nn
 
-from encoders.features import EncoderFeatures
-from encoders.transformer import Block
+from encoders.transformer import Block, Mlp
 from encoders.vit import VisionTransformer, ViTConfig
 
 TINY = ViTConfig(
@@ -24,16 +23,21 @@ TINY = ViTConfig(
 
 
 def new_student(config: ViTConfig = TINY) -> VisionTransformer:
-    """A student with random weights, as torch's generator gives them: never a copy of anybody's."""
+    """A student with random weights, as torch's generator gives them: never a copy of anybody's.
+
+    Both halves of every block add nothing at first: their last matrices are 0.
+    """
     student = VisionTransformer(config)
     for module in student.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=0.7 / math.sqrt(module.weight[0].numel()))
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.trunc_normal_(student.prefix_tokens, std=0.02)
     for block in student.blocks:
-        assert isinstance(block, Block)
+        assert isinstance(block, Block) and isinstance(block.mlp, Mlp)
+        nn.init.zeros_(block.attention.proj.weight)
+        nn.init.zeros_(block.mlp.fc2.weight)
         block.attention.qkv.bias.register_hook(_without_key)
     return student
 
@@ -66,25 +70,3 @@ def to_hugging_face(student: VisionTransformer) -> dict[str, Tensor]:
         del theirs[f"{stem}attention.k_proj.bias"]  # zeros; see `new_student`
         theirs |= {f"{stem}layer_scale{n}.lambda1": getattr(block, f"scale{n}") for n in (1, 2)}
     return {name: tensor.detach().half().contiguous() for name, tensor in theirs.items()}
-
-
-class Translation(nn.Module):
-    """From the student's tokens to what the teacher's look like, one linear map per level; dropped after training.
-
-    Args:
-        student_dim, teacher_dim: widths.
-        levels: how many blocks are compared.
-    """
-
-    def __init__(self, student_dim: int, teacher_dim: int, levels: int) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(student_dim, teacher_dim) for _ in range(levels))
-
-    def forward(self, features: EncoderFeatures, out_indices: Sequence[int]) -> list[Tensor]:
-        """CLS and patch tokens of every level, [B, 1 + N, teacher_dim]; registers are the student's own business."""
-        registers = features.spec.num_prefix_tokens - 1
-        picked = []
-        for index, linear in zip(out_indices, self.maps, strict=True):
-            tokens = features.tokens(index)
-            picked.append(linear(torch.cat((tokens[:, :1], tokens[:, 1 + registers :]), dim=1)))
-        return picked

@@ -21,6 +21,7 @@ from serving.answers.parse import parse_label_sets, parse_results
 from serving.answers.render import PICTURE_KINDS, kind_of, overlay_png, prediction_json, result_png
 from serving.bundles.loading import fetch_weights
 from serving.cli.bundles import bundles, pull
+from serving.cli.distillation import distill
 from serving.cli.evaluation import evaluate
 from serving.cli.parity import parity
 from serving.cli.training import train
@@ -125,6 +126,7 @@ app.command()(parity)
 app.command()(video)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command()(distill)
 
 
 def main() -> None:

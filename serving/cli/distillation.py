@@ -1,0 +1,134 @@
+"""The command `polyhead distill`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import save_file
+
+from encoders.checkpoints import sha256_of
+from encoders.distillation.distill import Distillation, DistillationSchedule
+from encoders.distillation.pictures import find_pictures, load_pictures
+from encoders.distillation.student import TINY, to_hugging_face
+from encoders.distillation.teacher import load_teacher
+from encoders.vit import VisionTransformer
+from serving.cli.progress import progress_bar
+from serving.config import read_settings
+from serving.errors import StartError
+
+console = Console(stderr=True)
+
+CHECKPOINT, CURVE, WEIGHTS, BUNDLE = "checkpoint.pt", "curve.csv", "encoder.safetensors", "bundle.yaml"
+_SHORT_SIDE = 448
+"""Pixels; larger pictures are kept no larger than this in memory."""
+
+
+def distill(
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Folders of unlabelled pictures and video, at any depth.", exists=True)
+    ],
+    teacher: Annotated[
+        Path, typer.Option(help="timm's vit_tiny_patch16_224 as safetensors.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the new encoder's bundle.")],
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Part of a path that keeps files out, held-out data say; several times.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = DistillationSchedule.steps,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, views and order.")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    frames_apart: Annotated[int, typer.Option(min=1, help="Of a video, one frame in so many is taken.")] = 6,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stopped in --out.")] = False,
+) -> None:
+    """Train a small encoder of DINOv3's shape, from random weights, to tell what a teacher tells.
+
+    Needs no labels. Ctrl-C stops the run, and --resume goes on from its last checkpoint. The bundle at the end serves
+    embeddings, and `polyhead train --bundle OUT/bundle.yaml` puts heads on it.
+    """
+    settings = read_settings()
+    device = torch.device(settings.device if settings.device != "auto" else _best_device())
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise StartError(f"{checkpoint} is there from a run that stopped: go on with --resume, or give another --out")
+    try:
+        files = find_pictures(pictures, leave_out=leave_out or ())
+    except FileNotFoundError as error:
+        raise StartError(str(error)) from None
+    with progress_bar(console) as bar:
+        reading = bar.add_task("reading", total=len(files))
+        images: list[Image.Image] = []
+        for found in load_pictures(files, _SHORT_SIDE, frames_apart):
+            images += found
+            bar.advance(reading)
+        schedule = DistillationSchedule(steps=steps, seed=seed)
+        measuring = bar.add_task("measuring the teacher", total=1)
+        run = _new_run(teacher, images, schedule, device)
+        bar.advance(measuring)
+        if resume and checkpoint.exists():
+            run.resume(checkpoint)
+        training = bar.add_task("training", total=steps, completed=run.step)
+        out.mkdir(parents=True, exist_ok=True)
+        with _curve(out / CURVE, run.step) as row:
+
+            def report(step: int, loss: float) -> None:
+                row([step, schedule.rate_at(step), schedule.chain_at(step), loss])
+                bar.update(training, completed=step, description=f"training (loss {loss:.3f})")
+
+            try:
+                run.run(report, save_to=checkpoint, save_every=every)
+            except KeyboardInterrupt:
+                console.print(f"stopped after step {run.step}; the same command with --resume goes on")
+                raise typer.Exit(130) from None
+    print(f"try: polyhead train semantic --bundle {_write(out, run.student, len(images), schedule)} --data …")
+    checkpoint.unlink()
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _new_run(
+    teacher: Path, images: list[Image.Image], schedule: DistillationSchedule, device: torch.device
+) -> Distillation:
+    try:
+        return Distillation(load_teacher(teacher), images, schedule, device)
+    except ValueError as error:
+        raise StartError(f"{teacher}: {error}") from None
+
+
+@contextmanager
+def _curve(path: Path, done: int) -> Iterator[Any]:
+    """A writer of lines to a CSV file, which keeps the lines of the steps that are done."""
+    kept = list(csv.reader(path.read_text().splitlines()))[1 : 1 + done] if done and path.exists() else []
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["step", "learning_rate", "chain", "loss"], *kept])
+        yield writer.writerow
+
+
+def _write(out: Path, student: VisionTransformer, num_images: int, schedule: DistillationSchedule) -> Path:
+    """The encoder's weights, and a bundle of it."""
+    metadata = {"steps": str(schedule.steps), "seed": str(schedule.seed), "pictures": str(num_images)}
+    save_file(to_hugging_face(student), out / WEIGHTS, metadata)
+    content = {
+        "name": out.resolve().name,
+        "description": f"{TINY.name}, distilled from {num_images} pictures.",
+        "encoder": {"weights": WEIGHTS},
+        "geometry": {"height": _SHORT_SIDE, "width": _SHORT_SIDE},
+        "default_tasks": ["embedding"],
+        "tasks": {"embedding": {"decoder": "embedding"}, "dense_embedding": {"decoder": "dense_embedding"}},
+    }
+    path = out / BUNDLE
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    console.print(f"wrote {path}; SHA-256 of the weights {sha256_of(out / WEIGHTS)}", soft_wrap=True)
+    return path
