@@ -63,8 +63,14 @@ class Recipe:
 
 
 def mixed_precision(features: EncoderFeatures) -> torch.autocast:
-    """bfloat16 on a GPU; a CPU that can't multiply it would take many times as long."""
-    return torch.autocast(features.device_type, torch.bfloat16, enabled=features.device_type == "cuda")
+    """bfloat16 on a GPU, and on a CPU that multiplies it; one that can't would take many times as long."""
+    device = features.device_type
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or (device == "cpu" and _cpu_has_bfloat16()))
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def spread_blocks(spec: EncoderSpec) -> list[int]:
