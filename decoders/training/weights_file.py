@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -22,3 +22,21 @@ def save_head(head: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     save_file(weights, unfinished, metadata=dict(metadata))
     unfinished.replace(path)
+
+
+def begin_from(head: nn.Module, path: Path) -> list[str]:
+    """Take over from a file of `save_head` every tensor that has the head's name and shape, so as to train on.
+
+    Returns:
+        The head's tensors that keep their random beginning, such as a class layer for other classes.
+
+    Raises:
+        ValueError: not one tensor fits.
+    """
+    found = load_file(path)
+    own = head.state_dict()
+    taken = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    if not taken:
+        raise ValueError(f"no tensor of {path} has a name and shape of this head")
+    head.load_state_dict(taken, strict=False)
+    return [name for name in own if name not in taken]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from pathlib import Path
 
 from decoders.labels import LabelSet, new_label_set
@@ -48,6 +50,25 @@ def load_class_folders(
     if not samples and not problems:
         problems.append(Problem(str(where), "no pictures"))
     return Dataset(root.name, tuple(samples), label_set, tuple(problems))
+
+
+def few_of_each(dataset: Dataset[ClassSample], shots: int, seed: int) -> Dataset[ClassSample]:
+    """The same classes with at most `shots` pictures each, drawn by `seed`; for trials of few-shot heads.
+
+    Raises:
+        DataError: `shots` is less than 1.
+    """
+    if shots < 1:
+        raise DataError(f"{shots} pictures of each class were asked for; take at least 1")
+    by_class: dict[int, list[ClassSample]] = {}
+    for sample in dataset.samples:
+        by_class.setdefault(sample.label_id, []).append(sample)
+    picked = {
+        sample.name
+        for label_id, samples in by_class.items()
+        for sample in random.Random(f"{seed} {label_id}").sample(samples, min(shots, len(samples)))  # noqa: S311
+    }
+    return dataclasses.replace(dataset, samples=tuple(s for s in dataset.samples if s.name in picked))
 
 
 def _folders(root: Path) -> list[Path]:

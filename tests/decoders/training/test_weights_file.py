@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from decoders.labels import LabelSet
 from decoders.panoptic import PanopticDecoder
 from decoders.training import weights_file
-from decoders.training.weights_file import save_head
+from decoders.training.weights_file import begin_from, save_head
 from encoders.vit import VisionTransformer
 
 
@@ -50,3 +50,22 @@ def test_a_file_that_could_not_be_finished_leaves_the_last_one(
     with pytest.raises(OSError, match="disk full"):
         save_head(head, file, {})
     assert file.read_bytes() == before
+
+
+def test_a_head_begins_where_another_ended_but_for_what_does_not_fit(
+    tmp_path: Path, head: PanopticDecoder, tiny_encoder: VisionTransformer, label_set: LabelSet
+) -> None:
+    save_head(head, tmp_path / "head.safetensors", {})
+    more = PanopticDecoder(tiny_encoder.spec, label_set=label_set, out_indices=(1,), num_queries=5, num_blocks=1)
+    own_queries = more.mask_decoder.queries.detach().clone()
+    assert begin_from(more, tmp_path / "head.safetensors") == ["mask_decoder.queries"]
+    assert torch.equal(more.mask_decoder.queries, own_queries)
+    for name, tensor in more.state_dict().items():
+        if name != "mask_decoder.queries":
+            torch.testing.assert_close(tensor, head.state_dict()[name].half().to(tensor.dtype))
+
+
+def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path, head: PanopticDecoder) -> None:
+    save_head(torch.nn.Linear(2, 2), tmp_path / "linear.safetensors", {})
+    with pytest.raises(ValueError, match=r"no tensor of .*linear\.safetensors"):
+        begin_from(head, tmp_path / "linear.safetensors")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from decoders.labels import LabelSet
-from decoders.training.data.class_folders import load_class_folders
+from decoders.training.data.class_folders import few_of_each, load_class_folders
 from decoders.training.data.folders import DataError
 
 
@@ -54,3 +54,19 @@ def test_an_empty_and_an_unknown_class_are_told(tmp_path: Path, label_set: Label
 def test_a_folder_without_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no folders"):
         load_class_folders(tmp_path)
+
+
+def test_few_of_each_class_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    for number in range(9):
+        put(tmp_path / "cat" / f"{number}.jpg")
+    for number in range(2):
+        put(tmp_path / "dog" / f"{number}.jpg")
+    dataset = load_class_folders(tmp_path)
+    drawn = {seed: [sample.name for sample in few_of_each(dataset, 3, seed).samples] for seed in range(5)}
+    assert [sample.name for sample in few_of_each(dataset, 3, 0).samples] == drawn[0]
+    assert len({tuple(names) for names in drawn.values()}) > 1
+    for names in drawn.values():
+        assert [name.split("/")[0] for name in names] == ["cat"] * 3 + ["dog"] * 2
+    assert few_of_each(dataset, 3, 0).label_set == dataset.label_set
+    with pytest.raises(DataError, match="at least 1"):
+        few_of_each(dataset, 0, 0)
