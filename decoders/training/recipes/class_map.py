@@ -1,15 +1,16 @@
-"""A linear layer that gives every patch a class."""
+"""Linear layers that give every patch a class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from decoders.linear_semantic import LinearSemanticDecoder
-from decoders.training.data.samples import IGNORE, Sample, SemanticSample
+from decoders.patch_classification import PatchClassificationDecoder
+from decoders.training.data.samples import IGNORE, PanopticSample, Sample, SemanticSample, as_semantic
 from decoders.training.losses.class_cross_entropy import class_cross_entropy
 from decoders.training.placing import place_labels
 from decoders.training.recipes.recipe import Recipe
@@ -26,11 +27,13 @@ class ClassMapObjective:
     """Cross-entropy of upsampled logits; what has no class, and padding, is ignored."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        assert isinstance(decoder, LinearSemanticDecoder)
+        assert isinstance(decoder, PatchClassificationDecoder)
         self._decoder = decoder
 
     def target(self, sample: Sample, views: Sequence[View], places: Sequence[ImageGeometry]) -> Tensor:
         """As in `Objective`: [H, W] int64."""
+        if isinstance(sample, PanopticSample):
+            sample = as_semantic(sample)
         assert isinstance(sample, SemanticSample)
         (view,), (place,) = views, places
         return torch.from_numpy(place_labels(sample.read_label_map(), view, place, IGNORE)).long()
@@ -53,3 +56,4 @@ LINEAR_SEMANTIC = Recipe(
     lambda spec: {"out_indices": [spec.depth - 1]},
     ClassMapObjective,
 )
+LINEAR_PANOPTIC = replace(LINEAR_SEMANTIC, data="panoptic")
