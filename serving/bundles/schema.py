@@ -203,11 +203,16 @@ def _extended(content: Any, extending: tuple[Path, ...]) -> Any:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key, down to the settings of a head; but a geometry is one thing."""
+    """Mappings are merged key by key, down to the settings of a head; but a geometry is one thing.
+
+    Settings are those of a decoder: where another one takes its place, they go with it.
+    """
     merged = dict(below)
+    if isinstance(above.get("decoder"), str) and above["decoder"] != below.get("decoder"):
+        merged.pop("settings", None)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict) and key != "geometry"
-        merged[key] = _merged(below[key], value) if both else value
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "geometry"
+        merged[key] = _merged(merged[key], value) if both else value
     return merged
 
 

@@ -157,6 +157,14 @@ def test_paths_of_an_extended_bundle_stay_its_own_also_from_a_relative_path(
     assert file.tasks["depth"].decoder == "depth"
 
 
+def test_settings_of_a_decoder_go_with_it_where_another_takes_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "linear.yaml"
+    head = {"decoder": "linear_panoptic", "settings": {"out_indices": [23]}}
+    path.write_text(yaml.safe_dump({"name": "linear", "extends": "pmt-l-640", "tasks": {"panoptic": head}}))
+    entry = read_bundle(str(path))[0].tasks["panoptic"]
+    assert (entry.decoder, entry.settings, entry.labels) == ("linear_panoptic", {"out_indices": [23]}, "coco_panoptic")
+
+
 def test_a_geometry_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "wide.yaml"
     path.write_text(yaml.safe_dump({"name": "wide", "extends": "pmt-l-640", "geometry": {"windows": 512}}))
