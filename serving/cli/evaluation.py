@@ -16,15 +16,7 @@ import numpy as np
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from decoders.base import PostprocessOptions
@@ -35,7 +27,7 @@ from decoders.training.data.folders import DataError
 from decoders.training.data.formats import open_data
 from decoders.training.data.label_maps import MapFormat
 from decoders.training.data.samples import ClassSample, Dataset, Sample
-from decoders.training.evaluation.bootstrap import Interval, intervals, rounded
+from decoders.training.evaluation.bootstrap import Interval, Resampled, resample, rounded
 from decoders.training.evaluation.clip_folders import holds_clips, open_clips
 from decoders.training.evaluation.clips import Clip, pseudo_clip
 from decoders.training.evaluation.scoring import CLIP_KINDS, PICTURE_KINDS, Scorer, clip_scorer, picture_scorer
@@ -44,6 +36,7 @@ from decoders.video import StreamDecoder
 from serving.cli.evaluation_answers import answer_clips, answer_pictures, batches
 from serving.cli.evaluation_sheet import Column, Row, describe, draw_sheet
 from serving.cli.label_map_options import FirstId, Ignore, map_format
+from serving.cli.progress import progress_bar
 from serving.config import read_settings
 from serving.engine import Engine
 from serving.errors import BundleError, StartError
@@ -68,6 +61,7 @@ class _Run:
         scorer: holds what came of them, in the order of `items`.
         seconds: of answering.
         figures: with intervals, once all is scored.
+        difference: of the figures to those of the first bundle; empty for that one, and where the pictures differ.
     """
 
     bundle: str
@@ -80,6 +74,7 @@ class _Run:
     scorer: Scorer
     seconds: float = 0.0
     figures: dict[str, Interval] = field(default_factory=dict)
+    difference: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:
@@ -129,14 +124,15 @@ def evaluate(
     """Score heads on held-out pictures: PQ, mask AP, mIoU, depth errors, accuracy; on clips VPQ, STQ and AP.
 
     Heads of one bundle share encoder passes. Data is checked as a whole before anything runs. Intervals hold
-    95 percent of a bootstrap over pictures (over clips, for heads that remember).
+    95 percent of a bootstrap over pictures (over clips, for heads that remember). Each further bundle is told with its
+    paired difference to the first.
     """
     settings = read_settings()
     asked = parse_tasks(tasks) or []
     options = PredictOptions(PostprocessOptions(score_threshold=score_threshold))
     reader = _Reader(data, split, limit, frames, map_format(first_id, ignore), depth_scale)
     runs: list[_Run] = []
-    with _progress() as bar:
+    with progress_bar(console) as bar:
         try:
             for name in dict.fromkeys(bundle or ["demo"]):
                 engine = Engine.from_bundle(
@@ -149,9 +145,14 @@ def evaluate(
             raise StartError(str(error)) from None
         for _, of_bundle in groupby(runs, lambda run: run.bundle):
             _score(list(of_bundle), options, batch_size, bar)
+        firsts: dict[str, tuple[_Run, Resampled]] = {}
         for run in runs:
             with _step(bar, f"intervals of {run.task}, {run.bundle}"):
-                run.figures = intervals(run.scorer.figures, len(run.scorer), resamples=resamples, seed=seed)
+                found = resample(run.scorer.figures, len(run.scorer), resamples=resamples, seed=seed)
+                run.figures = found.intervals()
+                first, of_first = firsts.setdefault(run.task, (run, found))
+                if run is not first and _same_items(run, first):
+                    run.difference = found.minus(of_first).intervals()
     for _, alike in groupby(sorted(runs, key=lambda run: asked.index(run.task)), lambda run: run.task):
         _print_table(list(alike), data.name, resamples)
     facts = {
@@ -272,6 +273,11 @@ def _new_run(name: str, engine: Engine, task: str, reader: _Reader, *, median_sc
     return _Run(name, engine, task, decoder.kind, label_set, items, on_clips, scorer)
 
 
+def _same_items(run: _Run, other: _Run) -> bool:
+    """Whether two runs were scored on the same pictures or clips, so that resamples of one are resamples of both."""
+    return run.on_clips == other.on_clips and [item.name for item in run.items] == [item.name for item in other.items]
+
+
 def _score(runs: Sequence[_Run], options: PredictOptions, batch_size: int, bar: Progress) -> None:
     """Answer and score all runs of one bundle; heads that are scored on the same pictures share passes."""
     shared: dict[tuple[str, ...], list[_Run]] = defaultdict(list)
@@ -309,11 +315,15 @@ def _print_table(runs: Sequence[_Run], data: str, resamples: int) -> None:
     told = f"{first.task} on {data}: {len(first.scorer)} {first.unit}"
     if resamples:
         told += f", with 95 % intervals by {resamples} resamples"
-    table = Table("figure", *(run.bundle for run in runs), title=told, title_justify="left")
-    names = dict.fromkeys(name for run in runs for name in run.figures)
-    for name in names:
-        table.add_row(name, *(_cell(run.figures.get(name)) for run in runs))
-    table.add_row(f"{first.unit}/s", *(f"{len(run.scorer) / run.seconds:.2f}" for run in runs))
+    columns: list[tuple[str, dict[str, Interval], str, str]] = []
+    for run in runs:
+        columns.append((run.bundle, run.figures, "", f"{len(run.scorer) / run.seconds:.2f}"))
+        if run.difference:
+            columns.append(("difference to the first", run.difference, "+", ""))
+    table = Table("figure", *(heading for heading, *_ in columns), title=told, title_justify="left")
+    for name in dict.fromkeys(name for run in runs for name in run.figures):
+        table.add_row(name, *(_cell(figures.get(name), sign) for _, figures, sign, _ in columns))
+    table.add_row(f"{first.unit}/s", *(speed for *_, speed in columns))
     Console().print(table)
     for run in runs:
         classes = run.scorer.measures[0].per_class()
@@ -331,11 +341,13 @@ def _print_worst_classes(run: _Run, classes: dict[str, dict[str, float | str]]) 
     Console().print(table)
 
 
-def _cell(figure: Interval | None) -> str:
+def _cell(figure: Interval | None, sign: str = "") -> str:
+    """A figure for the table; `sign` "+" shows that of what is positive, too."""
     if figure is None or not np.isfinite(figure.value):
         return "–"
-    ends = f"  [{figure.low:.4g}, {figure.high:.4g}]" if np.isfinite(figure.low) else ""
-    return f"{figure.value:.4g}{ends}".replace("[", r"\[")
+    form = f"{sign}.4g"
+    ends = f"  [{figure.low:{form}}, {figure.high:{form}}]" if np.isfinite(figure.low) else ""
+    return f"{figure.value:{form}}{ends}".replace("[", r"\[")
 
 
 def _told(run: _Run) -> dict[str, Any]:
@@ -351,6 +363,7 @@ def _told(run: _Run) -> dict[str, Any]:
         "frames": sum(len(item.frames) for item in run.items),
         "seconds": round(run.seconds, 3),
         "figures": {name: rounded(figure) for name, figure in run.figures.items()},
+        "difference_to_first": {name: rounded(figure) for name, figure in run.difference.items()},
         "per_class": {
             name: {key: value if isinstance(value, str) else round(float(value), 4) for key, value in told.items()}
             for each in run.scorer.measures[:1]
@@ -390,17 +403,6 @@ def _truth_lines(sample: Sample, truth: Result | None, label_set: LabelSet | Non
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _advance(bar: Progress, step: TaskID) -> Callable[[int], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +30,42 @@ def draw_counts(size: int, resamples: int, seed: int) -> NDArray[np.int64]:
     return rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.int64)
 
 
-def intervals(figures: Callable[[Counts], Figures], size: int, *, resamples: int, seed: int) -> dict[str, Interval]:
-    """Every figure over `size` pictures, with its interval.
+@dataclass(frozen=True)
+class Resampled:
+    """Figures over some pictures, and over each resample of them.
+
+    Attributes:
+        values: of the pictures, each once.
+        drawn: of the resamples, in the order of the draws.
+    """
+
+    values: Figures
+    drawn: Sequence[Figures]
+
+    def intervals(self) -> dict[str, Interval]:
+        """Every figure with its interval.
+
+        A resample that leaves a figure undefined (no picture with stuff was drawn) does not count for it.
+        """
+        return {
+            name: Interval(value, *_ends([each[name] for each in self.drawn])) for name, value in self.values.items()
+        }
+
+    def minus(self, other: Resampled) -> Resampled:
+        """The paired difference, figure by figure: each resample's own, so that what both share falls out.
+
+        Args:
+            other: of the same pictures, drawn alike.
+        """
+        drawn = [_difference(ours, theirs) for ours, theirs in zip(self.drawn, other.drawn, strict=True)]
+        return Resampled(_difference(self.values, other.values), drawn)
+
+
+def resample(figures: Callable[[Counts], Figures], size: int, *, resamples: int, seed: int) -> Resampled:
+    """Every figure over `size` pictures and over draws of them.
 
     Pictures of one call with the same size and seed are drawn alike, so what two heads got on the same pictures may be
-    compared resample by resample. A resample that leaves a figure undefined (no picture with stuff was drawn) does
-    not count for it.
+    compared resample by resample.
 
     Args:
         figures: of `Measure`, or several measures together.
@@ -43,15 +73,18 @@ def intervals(figures: Callable[[Counts], Figures], size: int, *, resamples: int
         resamples: 0 for none.
         seed: of the draws.
     """
-    values = figures(np.ones(size, dtype=np.int64))
     drawn = [figures(counts) for counts in draw_counts(size, resamples, seed)]
-    return {name: Interval(value, *_ends([each[name] for each in drawn])) for name, value in values.items()}
+    return Resampled(figures(np.ones(size, dtype=np.int64)), drawn)
 
 
 def rounded(interval: Interval, digits: int = 4) -> Mapping[str, float | None]:
     """For JSON: value, low and high, None for what is undefined."""
     ends = {"value": interval.value, "low": interval.low, "high": interval.high}
     return {name: round(end, digits) if np.isfinite(end) else None for name, end in ends.items()}
+
+
+def _difference(ours: Figures, theirs: Figures) -> Figures:
+    return {name: value - theirs[name] for name, value in ours.items() if name in theirs}
 
 
 def _ends(values: list[float]) -> tuple[float, float]:

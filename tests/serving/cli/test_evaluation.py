@@ -27,6 +27,7 @@ CLASSES = ("cat", "cup", "sky")
 MASKS = {"out_indices": [0, 2], "num_queries": 6, "num_blocks": 1}
 HEADS: dict[str, dict[str, Any]] = {
     "segments": {"decoder": "panoptic", "settings": MASKS | {"score_threshold": 0, "overlap_threshold": 0}},
+    "pieces": {"decoder": "linear_panoptic", "settings": {"out_indices": [2]}},
     "classes": {"decoder": "linear_semantic", "settings": {"out_indices": [2]}},
     "objects": {"decoder": "instance", "settings": MASKS | {"top_k": 6}},
     "follow": {"decoder": "video_panoptic", "settings": MASKS | {"score_threshold": 0, "overlap_threshold": 0}},
@@ -117,6 +118,7 @@ def evaluate(runner: CliRunner, tasks: str, data: Path, bundle: Path, out: Path,
     ("task", "names"),
     [
         ("segments", {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"}),
+        ("pieces", {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"}),
         ("classes", {"mIoU", "pixel_accuracy"}),
         ("objects", {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"}),
     ],
@@ -233,10 +235,43 @@ def test_bundles_stand_beside_each_other_in_one_table(
     first, second = json.loads(out.read_text())["runs"]
     assert (first["bundle"], second["bundle"]) == (str(many_heads), str(other))
     assert first["figures"] == second["figures"]  # the same head, the same draws
+    assert first["difference_to_first"] == {}
+    assert second["difference_to_first"]["mIoU"] == {"value": 0, "low": 0, "high": 0}
     row = next(line for line in done.stdout.splitlines() if "mIoU" in line)
     value = f"{first['figures']['mIoU']['value']:.4g}"
     assert row.count(value) == 2
     assert "classes on drawn: 5 pictures, with 95 % intervals by 10 resamples" in done.stdout
+
+
+def test_a_head_and_its_baseline_are_told_with_their_difference_by_the_same_resamples(
+    runner: CliRunner, panoptic_data: Path, many_heads: Path, bundle_file: Path, tmp_path: Path
+) -> None:
+    entry = {"decoder": "linear_semantic", "settings": {"out_indices": [0]}, "labels": "three.yaml"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        head = new_decoder(TaskEntry(**entry), load_encoder(bundle_file.parent / "encoder").spec, many_heads.parent)
+    assert isinstance(head, torch.nn.Module)
+    save_head(head, many_heads.with_name("first_block.safetensors"), {})
+    baseline = many_heads.with_name("baseline.yaml")
+    tasks = {"classes": entry | {"weights": "first_block.safetensors"}}
+    baseline.write_text(yaml.safe_dump({"extends": str(many_heads), "name": "baseline", "tasks": tasks}))
+    out = tmp_path / "figures.json"
+    arguments = ["eval", "classes", "--data", str(panoptic_data), "--resamples", "50", "--out", str(out)]
+    for path in (baseline, many_heads):
+        arguments += ["--bundle", str(path)]
+    done = runner.invoke(cli.app, arguments, env={"COLUMNS": "400"})
+    assert done.exit_code == 0, done.output
+    first, second = json.loads(out.read_text())["runs"]
+    assert second["difference_to_first"].keys() == second["figures"].keys()
+    for name, told in second["difference_to_first"].items():
+        value = second["figures"][name]["value"] - first["figures"][name]["value"]
+        assert told["value"] == pytest.approx(value, abs=2e-4)
+        assert told["low"] <= told["value"] <= told["high"]
+    told = second["difference_to_first"]["pixel_accuracy"]
+    assert told["low"] < told["high"]
+    assert done.stdout.count("difference to the first") == 1
+    row = next(line for line in done.stdout.splitlines() if "pixel_accuracy" in line)
+    assert f"{told['value']:+.4g}  [{told['low']:+.4g}, {told['high']:+.4g}]" in row
 
 
 @pytest.mark.parametrize("task", ["segments", "follow", "what"])

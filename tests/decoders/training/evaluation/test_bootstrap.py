@@ -7,12 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from decoders.training.evaluation.bootstrap import Interval, draw_counts, intervals, rounded
+from decoders.training.evaluation.bootstrap import Interval, draw_counts, resample, rounded
 from decoders.training.evaluation.measure import Counts, Figures
 
 
 def mean_of(values: np.ndarray) -> Callable[[Counts], Figures]:
     return lambda counts: {"mean": float(np.average(values, weights=counts))}
+
+
+def intervals(figures: Callable[[Counts], Figures], size: int, *, resamples: int, seed: int) -> dict[str, Interval]:
+    return resample(figures, size, resamples=resamples, seed=seed).intervals()
 
 
 def test_every_resample_draws_as_many_pictures_as_there_are() -> None:
@@ -51,6 +55,25 @@ def test_resamples_that_leave_a_figure_undefined_do_not_count_for_it() -> None:
 
     found = intervals(only_the_first, 4, resamples=100, seed=0)["first"]
     assert (found.value, found.low, found.high) == (5, 5, 5)
+
+
+def test_a_difference_is_paired_so_that_what_both_share_falls_out() -> None:
+    rng = np.random.default_rng(7)
+    hard = rng.normal(0, 10, size=100)  # pictures differ much more than heads do
+    gain = rng.normal(1, 0.5, size=100)
+    ours, theirs = (resample(mean_of(values), 100, resamples=500, seed=0) for values in (hard + gain, hard))
+    [apart] = ours.intervals().values()
+    [found] = ours.minus(theirs).intervals().values()
+    assert apart.low < theirs.values["mean"] < apart.high
+    assert found.value == pytest.approx(gain.mean())
+    assert found.low == pytest.approx(gain.mean() - 1.96 * gain.std() / 10, abs=0.03)
+    assert found.high == pytest.approx(gain.mean() + 1.96 * gain.std() / 10, abs=0.03)
+
+
+def test_a_difference_has_the_figures_that_both_have() -> None:
+    ours = resample(lambda counts: {"a": 3.0, "b": 1.0}, 4, resamples=5, seed=0)
+    theirs = resample(lambda counts: {"a": 1.0, "c": 1.0}, 4, resamples=5, seed=0)
+    assert ours.minus(theirs).intervals() == {"a": Interval(2, 2, 2)}
 
 
 def test_json_has_none_for_what_is_undefined() -> None:
