@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
 
 from decoders.labels import LabelSet
@@ -36,6 +37,7 @@ from serving.bundles.loading import check_geometry, label_set_of, new_decoder, o
 from serving.bundles.schema import BundleFile, GeometryEntry, TaskEntry, read_bundle
 from serving.bundles.weights import fetch, parse_reference
 from serving.cli.label_map_options import FirstId, Ignore, map_format
+from serving.cli.progress import progress_bar
 from serving.cli.trained_bundle import write_bundle, write_label_set
 from serving.config import Settings, read_settings
 from serving.errors import BundleError, StartError
@@ -85,6 +87,15 @@ def train(
         str | None,
         typer.Option(help="Network input, pixels: 448, or HEIGHTxWIDTH.", show_default="as in the bundle"),
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the head, e.g. out_indices=[11] or num_queries=100; once for each.",
+            show_default="those of the bundle's task, or else the recipe's",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps.", show_default=_RECIPE)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step.", show_default=_RECIPE)] = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture.", show_default=_RECIPE)] = None,
@@ -109,6 +120,7 @@ def train(
     """
     settings = read_settings()
     source = _Source(data, map_format(first_id, ignore), depth_scale)
+    given = _given_settings(set_ or [])
     with _plain_errors():
         file, folder = read_bundle(bundle)
         entry, recipe = _entry_and_recipe(file, what)
@@ -121,10 +133,10 @@ def train(
         target = out or Path(name)
         label_name = None if dataset.label_set is None else write_label_set(target, name, dataset.label_set)
         entry = entry.model_copy(update={"labels": label_name, "geometry": own_size or entry.geometry})
-        with _progress() as bar:
+        with progress_bar(console) as bar:
             report = _reporter(bar)
             encoder = _open_encoder(file, folder, settings)
-            entry, head = _new_head(entry, recipe, encoder.spec, target, seed)
+            entry, head = _new_head(entry, recipe, given, encoder.spec, target, seed)
             check_geometry(name, head, (entry.geometry or file.geometry).build(), encoder.spec)
             facts = {
                 **dataclasses.asdict(schedule),
@@ -240,14 +252,47 @@ def _geometry(entry: GeometryEntry) -> FitGeometry:
     return geometry
 
 
-def _new_head(entry: TaskEntry, recipe: Recipe, spec: EncoderSpec, folder: Path, seed: int) -> tuple[TaskEntry, Any]:
-    """The head, untrained, and its entry with the settings that it is made with."""
+def _given_settings(given: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says, values read as in a bundle's file."""
+    settings: dict[str, Any] = {}
+    for each in given:
+        key, _, text = each.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = None
+        if not key.isidentifier() or value is None:
+            raise StartError(f"--set {each} is no setting; write e.g. num_queries=100 or out_indices=[11]")
+        if key in settings:
+            raise StartError(f"--set {key} is given twice; keep one of them")
+        if key == "label_set":
+            raise StartError("--set label_set: a head's classes are given by --labels")
+        settings[key] = value
+    return settings
+
+
+def _new_head(
+    entry: TaskEntry, recipe: Recipe, given: dict[str, Any], spec: EncoderSpec, folder: Path, seed: int
+) -> tuple[TaskEntry, Any]:
+    """The head, untrained, and its entry with the settings that it is made with; those `given` win."""
     settings = entry.settings or recipe.settings(spec)
-    entry = entry.model_copy(update={"settings": settings, "examples": None})
+    for key in given.keys() & settings.keys():
+        _check_alike(key, given[key], settings[key])
+    entry = entry.model_copy(update={"settings": settings | given, "examples": None})
     torch.manual_seed(seed)
     head = new_decoder(entry, spec, folder)
     assert isinstance(head, nn.Module)
     return entry, head
+
+
+def _check_alike(key: str, value: Any, instead_of: Any) -> None:
+    """Raise unless a value is of the kind that it takes the place of: a list of such items, a number, a word."""
+    wanted = (int, float) if isinstance(instead_of, float) else type(instead_of)
+    alike = isinstance(value, wanted) and isinstance(value, bool) == isinstance(instead_of, bool)
+    if alike and isinstance(instead_of, list) and instead_of:
+        alike = all(type(item) is type(instead_of[0]) for item in value)
+    if not alike:
+        raise StartError(f"--set {key}={value}: it stands in place of {instead_of}; give a value of that kind")
 
 
 def _open_encoder(file: BundleFile, folder: Path, settings: Settings) -> Encoder:
@@ -283,17 +328,6 @@ def _schedule(
         "learning_rate": learning_rate,
     }
     return dataclasses.replace(recipe, **{key: value for key, value in given.items() if value is not None}, seed=seed)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _reporter(bar: Progress) -> Report:

@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
+from decoders.depth import DepthDecoder
+from decoders.linear_depth import LinearDepthDecoder
 from decoders.training.journal import RunFolder
 from encoders.checkpoints import sha256_of
 from serving.bundles.loading import load_bundle
@@ -135,6 +137,35 @@ def test_a_head_of_another_size_has_a_geometry_of_its_own(bundle_file: Path, fra
     assert heads["depth"].geometry.typical_size == (56, 56)
 
 
+def test_a_setting_of_a_task_is_replaced_and_the_others_stay(bundle_file: Path, frames: Path, here: Path) -> None:
+    before = load_bundle(str(bundle_file), cache_dir=here).heads["depth"].decoder
+    done = train_depth(bundle_file, frames, "--set", "out_indices=[2]", "--set", "max_depth_m=4")
+    assert done.exit_code == 0, done.output
+    after = load_bundle("depth/bundle.yaml", cache_dir=here).heads["depth"].decoder
+    assert isinstance(before, DepthDecoder) and isinstance(after, DepthDecoder)
+    assert (before.out_indices, after.out_indices) == ((1, 2), (2,))
+    assert len(after.laterals) == 1
+    settings = yaml.safe_load((here / "depth" / "bundle.yaml").read_text())["tasks"]["depth"]["settings"]
+    assert settings == yaml.safe_load(bundle_file.read_text())["tasks"]["depth"]["settings"] | {
+        "out_indices": [2],
+        "max_depth_m": 4,
+    }
+
+
+def test_a_linear_baseline_takes_the_place_of_the_task_that_it_is_compared_with(
+    bundle_file: Path, frames: Path, here: Path
+) -> None:
+    done = polyhead(
+        *("train", "linear_depth", "--data", frames, "--bundle", bundle_file, "--split", "0:1", "--steps", 1),
+        *("--task", "depth", "--size", "28x42", "--set", "hidden_indices=[1]", "--set", "max_depth_m=5"),
+    )
+    assert done.exit_code == 0, done.output
+    head = load_bundle("depth/bundle.yaml", cache_dir=here).heads["depth"]
+    assert isinstance(head.decoder, LinearDepthDecoder)
+    assert (head.decoder.hidden_indices, head.decoder.max_depth_m) == ((1,), 5)
+    assert head.geometry.typical_size == (28, 42)
+
+
 def test_a_bundle_file_can_be_moved_with_its_folder(bundle_file: Path, frames: Path, here: Path) -> None:
     assert train_depth(bundle_file, frames).exit_code == 0
     content = yaml.safe_load((here / "depth" / "bundle.yaml").read_text())
@@ -166,6 +197,8 @@ def test_ctrl_c_saves_the_run_says_how_to_go_on_and_resume_does(
     assert "stopped after step 2; the same command with --resume goes on from there" in stopped.output
     assert not (here / "depth" / "bundle.yaml").exists()
     assert "go on with --resume" in str(train_depth(bundle_file, frames, "--steps", 4).exception)
+    other = train_depth(bundle_file, frames, "--steps", 4, "--resume", "--set", "out_indices=[2]")
+    assert "checkpoint.pt is of another run: settings {" in str(other.exception)
     resumed = train_depth(bundle_file, frames, "--steps", 4, "--resume")
     assert resumed.exit_code == 0, resumed.output
     with (here / "depth" / "curve.csv").open(newline="") as file:
@@ -196,6 +229,18 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
         (["depth", "--size", "big"], "--size big is no size; write e.g. 448 or 448x640, pixels"),
         (["depth", "--size", "50"], "task 'depth': 50 x 50 is no multiple of the encoder's patch size 14"),
         (["depth", "--ignore", "x"], "--ignore x is no list of ids; write e.g. 0,255"),
+        (["depth", "--set", "out_indices=[1,9]"], "decoder 'depth': out_indices [1, 9] outside 0..2 of "),
+        (["linear_depth", "--set", "hidden_indices=[3]"], "decoder 'linear_depth': out_indices [3] outside 0..2 of "),
+        (
+            ["depth", "--set", "out_indices=2"],
+            "--set out_indices=2: it stands in place of [1, 2]; give a value of that kind",
+        ),
+        (["depth", "--set", "out_indices=[last]"], "--set out_indices=['last']: it stands in place of [1, 2];"),
+        (["depth", "--set", "num_queries=9"], "decoder 'depth': got an unexpected keyword argument 'num_queries'"),
+        (["depth", "--set", "queries"], "--set queries is no setting; write e.g. num_queries=100"),
+        (["depth", "--set", "out_indices=[1"], "--set out_indices=[1 is no setting; write e.g. num_queries=100"),
+        (["depth", "--set", "a=1", "--set", "a=2"], "--set a is given twice; keep one of them"),
+        (["depth", "--set", "label_set=x"], "--set label_set: a head's classes are given by --labels"),
         (["panoptic"], "{frames} holds no COCO panoptic data"),
         (["semantic", "--labels", "mine"], "no label set 'mine'"),
         (["embedding"], "no task 'embedding' in bundle tiny"),
