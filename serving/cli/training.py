@@ -276,8 +276,9 @@ def _new_head(
 ) -> tuple[TaskEntry, Any]:
     """The head, untrained, and its entry with the settings that it is made with; those `given` win."""
     settings = entry.settings or recipe.settings(spec)
-    for key in given.keys() & settings.keys():
-        _check_alike(key, given[key], settings[key])
+    for key, value in given.items():
+        if settings.get(key) is not None:
+            _check_alike(key, value, settings[key])
     entry = entry.model_copy(update={"settings": settings | given, "examples": None})
     torch.manual_seed(seed)
     head = new_decoder(entry, spec, folder)
@@ -287,7 +288,7 @@ def _new_head(
 
 def _check_alike(key: str, value: Any, instead_of: Any) -> None:
     """Raise unless a value is of the kind that it takes the place of: a list of such items, a number, a word."""
-    wanted = (int, float) if isinstance(instead_of, float) else type(instead_of)
+    wanted = (int, float) if isinstance(instead_of, (int, float)) else type(instead_of)  # YAML's 10 may be 10.0
     alike = isinstance(value, wanted) and isinstance(value, bool) == isinstance(instead_of, bool)
     if alike and isinstance(instead_of, list) and instead_of:
         alike = all(type(item) is type(instead_of[0]) for item in value)

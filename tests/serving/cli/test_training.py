@@ -235,6 +235,8 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
             ["depth", "--set", "out_indices=2"],
             "--set out_indices=2: it stands in place of [1, 2]; give a value of that kind",
         ),
+        (["linear_depth", "--set", "max_depth_m=far"], "--set max_depth_m=far: it stands in place of 10.0;"),
+        (["linear_depth", "--set", "max_depth_m=yes"], "--set max_depth_m=True: it stands in place of 10.0;"),
         (["depth", "--set", "out_indices=[last]"], "--set out_indices=['last']: it stands in place of [1, 2];"),
         (["depth", "--set", "num_queries=9"], "decoder 'depth': got an unexpected keyword argument 'num_queries'"),
         (["depth", "--set", "queries"], "--set queries is no setting; write e.g. num_queries=100"),
