@@ -61,7 +61,8 @@ class _Run:
         scorer: holds what came of them, in the order of `items`.
         seconds: of answering.
         figures: with intervals, once all is scored.
-        difference: of the figures to those of the first bundle; empty for that one, and where the pictures differ.
+        difference: of the figures to those of the first bundle; empty for that one, and where pictures
+            or classes differ.
     """
 
     bundle: str
@@ -150,9 +151,14 @@ def evaluate(
             with _step(bar, f"intervals of {run.task}, {run.bundle}"):
                 found = resample(run.scorer.figures, len(run.scorer), resamples=resamples, seed=seed)
                 run.figures = found.intervals()
-                first, of_first = firsts.setdefault(run.task, (run, found))
-                if run is not first and _same_items(run, first):
-                    run.difference = found.minus(of_first).intervals()
+            first, of_first = firsts.setdefault(run.task, (run, found))
+            if run is not first and _comparable(run, first):
+                run.difference = found.minus(of_first).intervals()
+            elif run is not first:
+                told = (
+                    f"{run.task}: {run.bundle} has other classes or pictures than {first.bundle}; no difference is told"
+                )
+                bar.console.print(told, soft_wrap=True, highlight=False, markup=False)
     for _, alike in groupby(sorted(runs, key=lambda run: asked.index(run.task)), lambda run: run.task):
         _print_table(list(alike), data.name, resamples)
     facts = {
@@ -273,9 +279,13 @@ def _new_run(name: str, engine: Engine, task: str, reader: _Reader, *, median_sc
     return _Run(name, engine, task, decoder.kind, label_set, items, on_clips, scorer)
 
 
-def _same_items(run: _Run, other: _Run) -> bool:
-    """Whether two runs were scored on the same pictures or clips, so that resamples of one are resamples of both."""
-    return run.on_clips == other.on_clips and [item.name for item in run.items] == [item.name for item in other.items]
+def _comparable(run: _Run, other: _Run) -> bool:
+    """Whether two runs were scored on the same pictures or clips and classes, so that figures may be subtracted."""
+    classes, others = (
+        {(k.name, k.is_thing) for k in r.label_set.labels} if r.label_set else None for r in (run, other)
+    )
+    items, other_items = ([item.name for item in each.items] for each in (run, other))
+    return (run.on_clips, items, classes) == (other.on_clips, other_items, others)
 
 
 def _score(runs: Sequence[_Run], options: PredictOptions, batch_size: int, bar: Progress) -> None:

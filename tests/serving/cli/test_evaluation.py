@@ -274,6 +274,23 @@ def test_a_head_and_its_baseline_are_told_with_their_difference_by_the_same_resa
     assert f"{told['value']:+.4g}  [{told['low']:+.4g}, {told['high']:+.4g}]" in row
 
 
+def test_heads_of_other_classes_are_not_subtracted(
+    runner: CliRunner, panoptic_data: Path, many_heads: Path, tmp_path: Path
+) -> None:
+    labels = {"labels": [{"name": name, "thing": True} for name in CLASSES]}
+    (tmp_path / "things.yaml").write_text(yaml.safe_dump(labels))
+    other = tmp_path / "other.yaml"
+    tasks = {"segments": {"labels": "things.yaml"}}
+    other.write_text(yaml.safe_dump({"extends": str(many_heads), "name": "other", "tasks": tasks}))
+    out = tmp_path / "figures.json"
+    arguments = ["eval", "segments", "--data", str(panoptic_data), "--resamples", "5", "--out", str(out)]
+    done = runner.invoke(cli.app, [*arguments, "--bundle", str(many_heads), "--bundle", str(other)])
+    assert done.exit_code == 0, done.output
+    assert [run["difference_to_first"] for run in json.loads(out.read_text())["runs"]] == [{}, {}]
+    assert f"segments: {other} has other classes or pictures than {many_heads}; no difference is told" in done.output
+    assert "difference to the first" not in done.stdout
+
+
 @pytest.mark.parametrize("task", ["segments", "follow", "what"])
 def test_a_sheet_has_a_row_for_every_picture_shown(
     task: str, runner: CliRunner, panoptic_data: Path, class_data: Path, many_heads: Path, tmp_path: Path
