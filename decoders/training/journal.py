@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from decoders.training.optimizer import HeadOptimizer
 from decoders.training.schedule import TrainingError
 
 CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
@@ -51,7 +52,7 @@ class RunFolder:
         self._columns: list[str] = []
         self._board = _open_board(folder / "tensorboard")
 
-    def resume(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, head: nn.Module, optimizer: HeadOptimizer) -> int:
         """As in `Journal`."""
         done = 0
         if self._state is not None:
@@ -69,7 +70,7 @@ class RunFolder:
         self._write({"step": step, "learning_rate": learning_rate, **losses})
         self._report(step, losses["loss"] or 0.0)
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, head: nn.Module, optimizer: HeadOptimizer, step: int) -> None:
         """As in `Journal`."""
         state = {
             "facts": self._facts,

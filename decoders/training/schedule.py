@@ -1,4 +1,4 @@
-"""The optimisation loop that every head is trained with: AdamW, warm-up, cosine decay, clipped gradients."""
+"""The optimisation loop that every head is trained with: warm-up, cosine decay, clipped gradients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decoders.training.interrupt import noted_interrupt
+from decoders.training.optimizer import HeadOptimizer
 
 WEIGHT_DECAY = 0.05
 CLIP_NORM = 1.0
@@ -28,7 +29,7 @@ class Schedule:
         views_per_picture: augmented views of each picture whose features are cached.
         least_side: a random crop's sides are at least this part of the picture's.
         steps, batch_size: optimisation steps, and examples in each.
-        learning_rate: the highest; 5 % of the steps warm up, a cosine takes it to 0.
+        learning_rate: AdamW's highest (`HeadOptimizer`); 5 % of the steps warm up, a cosine takes it to 0.
         seed: of the views, of torch, and of the order of examples.
     """
 
@@ -47,7 +48,7 @@ class TrainingError(RuntimeError):
 class Journal(Protocol):
     """What is told of a run while it goes on, and what it can be taken up from."""
 
-    def resume(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, head: nn.Module, optimizer: HeadOptimizer) -> int:
         """Bring both to where an earlier run stopped; the steps that are done (0: this is the beginning)."""
         ...
 
@@ -55,7 +56,7 @@ class Journal(Protocol):
         """Told each step (from 1) when it is done."""
         ...
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, head: nn.Module, optimizer: HeadOptimizer, step: int) -> None:
         """Asked to keep the run's state."""
         ...
 
@@ -99,12 +100,7 @@ def train_steps(
         TrainingError: a loss is not finite.
     """
     torch.manual_seed(schedule.seed)
-    decayed = [p for p in head.parameters() if p.ndim > 1]
-    others = [p for p in head.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-        lr=schedule.learning_rate,
-    )
+    optimizer = HeadOptimizer(head, WEIGHT_DECAY)
     done = journal.resume(head, optimizer)
     head.train()
     with ThreadPoolExecutor(1) as ahead, noted_interrupt() as asked_to_stop:
@@ -115,18 +111,16 @@ def train_steps(
             if step < schedule.steps:
                 coming = ahead.submit(load, rows_of(step + 1, num_examples, schedule))
             rate = learning_rate(step, schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             losses = losses_of(batch, (step - 1) / schedule.steps)
             loss = torch.stack(list(losses.values())).sum()
             told: dict[str, float | None] = {"loss": loss.item()}
             told |= {name: value.item() for name, value in losses.items()}
             if not loss.isfinite():
                 raise TrainingError(f"the loss is {loss.item()} at step {step}; a lower --learning-rate may help")
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(head.parameters(), CLIP_NORM)
-            optimizer.step()
+            optimizer.step(rate)
             told["gradient_norm"] = float(norm)
             if validate is not None:
                 told["validation_loss"] = None

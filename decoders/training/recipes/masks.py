@@ -135,8 +135,8 @@ def _panoptic_settings(spec: EncoderSpec) -> dict[str, Any]:
     return _settings(spec) | {"score_threshold": 0.3, "overlap_threshold": 0.6}
 
 
-_STILLS = Schedule(views_per_picture=10, least_side=0.4, steps=700, batch_size=8, learning_rate=4e-4)
-_CLIPS = Schedule(views_per_picture=4, least_side=0.5, steps=700, batch_size=4, learning_rate=4e-4)
+_STILLS = Schedule(views_per_picture=10, least_side=0.4, steps=800, batch_size=4, learning_rate=6e-4)
+_CLIPS = Schedule(views_per_picture=4, least_side=0.5, steps=800, batch_size=2, learning_rate=6e-4)
 _FRAMES = 3
 
 PANOPTIC = Recipe("panoptic", _STILLS, _panoptic_settings, MaskObjective)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from decoders.training.journal import CHECKPOINT, CURVE, RunFolder
+from decoders.training.optimizer import HeadOptimizer
 from decoders.training.schedule import TrainingError
 
 
@@ -19,15 +20,15 @@ def open_run(folder: Path, *, resume: bool = False, **facts: Any) -> RunFolder:
     return RunFolder(folder, {"steps": 5, "decoder": "depth"} | facts, resume=resume, report=lambda *_: None)
 
 
-def new_head() -> tuple[nn.Linear, torch.optim.Optimizer]:
+def new_head() -> tuple[nn.Linear, HeadOptimizer]:
     head = nn.Linear(3, 2)
-    return head, torch.optim.AdamW(head.parameters(), lr=0.1)
+    return head, HeadOptimizer(head, 0.01)
 
 
-def take_step(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def take_step(head: nn.Module, optimizer: HeadOptimizer) -> None:
     optimizer.zero_grad()
     head(torch.rand(4, 3)).square().sum().backward()
-    optimizer.step()
+    optimizer.step(0.1)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

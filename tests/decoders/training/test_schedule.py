@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decoders.training.optimizer import HeadOptimizer
 from decoders.training.schedule import WEIGHT_DECAY, Schedule, TrainingError, train_steps
 
 SCHEDULE = Schedule(views_per_picture=1, least_side=1.0, steps=20, batch_size=3, learning_rate=0.1)
@@ -24,13 +25,13 @@ class Notes:
         self.rows: list[tuple[int, float, dict[str, float | None]]] = []
         self.saved: list[int] = []
 
-    def resume(self, head: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, head: nn.Module, optimizer: HeadOptimizer) -> int:
         return self.resumed
 
     def step(self, step: int, learning_rate: float, losses: Mapping[str, float | None]) -> None:
         self.rows.append((step, learning_rate, dict(losses)))
 
-    def save(self, head: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, head: nn.Module, optimizer: HeadOptimizer, step: int) -> None:
         self.saved.append(step)
 
 
