@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -18,10 +18,11 @@ from torch import nn
 
 from decoders.labels import LabelSet
 from decoders.training.data.check import check_data, lines
+from decoders.training.data.class_folders import few_of_each
 from decoders.training.data.folders import DataError
 from decoders.training.data.formats import open_data
 from decoders.training.data.label_maps import MapFormat
-from decoders.training.data.samples import Dataset, Sample
+from decoders.training.data.samples import ClassSample, Dataset, Sample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.fit import Progress as Report
 from decoders.training.fit import Training
@@ -29,8 +30,9 @@ from decoders.training.journal import RunFolder
 from decoders.training.recipes.recipe import Recipe
 from decoders.training.recipes.table import RECIPES, recipe_for
 from decoders.training.schedule import Schedule, StoppedError, TrainingError
-from decoders.training.weights_file import save_head
+from decoders.training.weights_file import begin_from, save_head
 from encoders.base import Encoder
+from encoders.checkpoints import sha256_of
 from encoders.features import EncoderSpec
 from encoders.geometry import FitGeometry, WindowGeometry
 from serving.bundles.loading import check_geometry, label_set_of, new_decoder, open_encoder
@@ -96,6 +98,18 @@ def train(
             show_default="those of the bundle's task, or else the recipe's",
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of a trained head to begin with; what has another shape, such as other classes, begins anew.",
+            exists=True,
+            dir_okay=False,
+            show_default="random",
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Classification: so many pictures of each class.", show_default="all")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps.", show_default=_RECIPE)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step.", show_default=_RECIPE)] = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture.", show_default=_RECIPE)] = None,
@@ -127,7 +141,7 @@ def train(
         schedule = _schedule(recipe.schedule, steps, batch_size, views, learning_rate, seed)
         own_size = _size(size)
         geometry = _geometry(own_size or file.tasks.get(what, entry).geometry or file.geometry)
-        dataset = source.open(recipe, split, "train", _label_set(labels, entry, folder))
+        dataset = _few(source.open(recipe, split, "train", _label_set(labels, entry, folder)), recipe, shots, seed)
         held_out = None if val is None else source.open(recipe, val, "val", dataset.label_set)
         name = task or what
         target = out or Path(name)
@@ -142,6 +156,7 @@ def train(
                 **dataclasses.asdict(schedule),
                 **{"task": name, "decoder": entry.decoder, "settings": entry.settings, "geometry": str(geometry)},
                 **{"pictures": len(dataset.samples), "encoder": encoder.spec.revision},
+                **{"init": None if init is None else sha256_of(init)},
             }
             run = RunFolder(
                 target,
@@ -161,6 +176,8 @@ def train(
                 head.hidden_indices,
                 int(cache_gb * 1e9),
             )
+            if init is not None:
+                _begin_from(head, init)
             others = () if held_out is None else held_out.samples
             Training(recipe, schedule, cache, report, console.print).fit(
                 head.to(_device(settings)), dataset.samples, run, held_out=others, every=every
@@ -231,6 +248,23 @@ def _label_set(labels: str | None, entry: TaskEntry, folder: Path) -> LabelSet |
     if labels is None:
         return label_set_of(entry, folder)
     return label_set_of(TaskEntry(decoder=entry.decoder, labels=labels), Path())
+
+
+def _few(dataset: Dataset[Sample], recipe: Recipe, shots: int | None, seed: int) -> Dataset[Sample]:
+    if shots is None:
+        return dataset
+    if recipe.data != "classification":
+        raise StartError("--shots is for heads that learn classes of whole pictures")
+    return cast(Dataset[Sample], few_of_each(cast(Dataset[ClassSample], dataset), shots, seed))
+
+
+def _begin_from(head: nn.Module, weights: Path) -> None:
+    try:
+        left = begin_from(head, weights)
+    except ValueError as error:
+        raise StartError(f"--init: {error}") from None
+    if left:
+        console.print(f"not in {weights}, or of another shape, so begun anew: {', '.join(left)}", soft_wrap=True)
 
 
 def _size(size: str | None) -> GeometryEntry | None:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from decoders.depth import DepthDecoder
@@ -274,3 +275,46 @@ def test_a_category_that_the_label_set_lacks_is_named_with_the_remedy(
     said = str(done.exception)
     assert "category 'ball': is not in label set coco_instance and is used 20 times" in said
     assert "--labels from-data" in said
+
+
+@pytest.mark.usefixtures("here")
+def test_a_head_may_begin_with_another_s_weights(bundle_file: Path, photos: Path) -> None:
+    shared = ("--data", photos, "--bundle", bundle_file, "--views", 1, "--batch-size", 2)
+    shared += ("--set", "num_queries=4", "--set", "num_blocks=1")
+    first = polyhead("train", "instance", *shared, "--out", "first", "--steps", 1, "--seed", 3)
+    assert first.exit_code == 0, first.output
+    weights = Path("first/instance.safetensors")
+    still = ("--steps", 1, "--learning-rate", 0)
+    second = polyhead("train", "instance", *shared, "--out", "second", "--init", weights, *still)
+    assert second.exit_code == 0, second.output
+    before, after = load_file(weights), load_file("second/instance.safetensors")
+    trained = [name for name in before if "running_" not in name and "num_batches" not in name]
+    assert trained
+    assert all(torch.equal(before[name], after[name]) for name in trained)
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_of_which_nothing_fits_are_no_beginning(bundle_file: Path, photos: Path, tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
+    done = polyhead(
+        *("train", "instance", "--data", photos, "--bundle", bundle_file, "--out", "mine", "--views", 1, "--steps", 1),
+        *("--init", tmp_path / "other.safetensors"),
+    )
+    assert done.exit_code != 0
+    assert "--init: no tensor of" in str(done.exception)
+
+
+@pytest.mark.usefixtures("here")
+def test_shots_are_of_classes(bundle_file: Path, photos: Path, tmp_path: Path) -> None:
+    done = polyhead("train", "instance", "--data", photos, "--bundle", bundle_file, "--out", "mine", "--shots", 2)
+    assert "--shots is for heads that learn classes" in str(done.exception)
+    for number in range(3):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (80 * number, 0, 0)).save(tmp_path / "pets" / name / f"{number}.png")
+    few = polyhead(
+        "train", "prototypes", "--data", tmp_path / "pets", "--bundle", bundle_file, "--out", "few", "--shots", 2
+    )
+    assert few.exit_code == 0, few.output
+    with safe_open("few/prototypes.safetensors", "pt") as file:
+        assert file.metadata()["pictures"] == "4"
