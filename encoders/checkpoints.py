@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from encoders import dinov2, dinov3
+from encoders import dinov2, dinov3, plain_vit
 from encoders.key_map import CheckpointError, LoadOptions, fill
 from encoders.pixels import Standardisation
 from encoders.vit import VisionTransformer
 
 _FORMATS = (
+    (plain_vit.matches_timm, plain_vit.from_timm),
     (dinov2.matches_hugging_face, dinov2.from_hugging_face),
     (dinov2.matches_original, dinov2.from_original),
     (dinov3.matches_hugging_face, dinov3.from_hugging_face),
@@ -111,7 +112,7 @@ def build_encoder(
             break
     else:
         some = ", ".join(sorted(weights)[:4])
-        raise CheckpointError(f"{source}: no known encoder (DINOv2, DINOv3) has names such as {some}")
+        raise CheckpointError(f"{source}: no known encoder (DINOv2, DINOv3, timm's plain ViT) has names such as {some}")
     if standardisation is not None:
         mean, std = standardisation
         config = dataclasses.replace(config, pixel_mean=mean, pixel_std=std)

@@ -70,13 +70,13 @@ class Distillation:
     """A student in training, with all that a later run needs to go on from.
 
     Args:
-        teacher: frozen, as deep and wide as the student.
+        teacher: frozen, as deep and wide as the student, without registers.
         images: unlabelled, small enough to stay in memory.
         schedule: of the training.
         device: where it runs; matrix products are in bfloat16.
 
     Raises:
-        ValueError: the teacher is not as deep or wide as the student.
+        ValueError: the teacher is not as deep or wide as the student, or has registers.
     """
 
     def __init__(
@@ -87,10 +87,11 @@ class Distillation:
         device: torch.device,
     ) -> None:
         for name in ("embed_dim", "depth", "patch_size"):
-            if getattr(teacher.config, name) != getattr(TINY, name):
-                raise ValueError(
-                    f"{name} is {getattr(teacher.config, name)}; of a teacher it must be {getattr(TINY, name)}"
-                )
+            own, wanted = getattr(teacher.config, name), getattr(TINY, name)
+            if own != wanted:
+                raise ValueError(f"{name} is {own}; of a teacher it must be {wanted}")
+        if teacher.config.num_registers:
+            raise ValueError("it has register tokens; a teacher must have none")
         torch.manual_seed(schedule.seed)
         self.images = images
         self.schedule = schedule

@@ -15,11 +15,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from encoders.checkpoints import sha256_of
+from encoders.checkpoints import load_encoder, sha256_of
 from encoders.distillation.distill import Distillation, DistillationSchedule
 from encoders.distillation.pictures import find_pictures, load_pictures
 from encoders.distillation.student import TINY, to_hugging_face
-from encoders.distillation.teacher import load_teacher
 from encoders.vit import VisionTransformer
 from serving.cli.progress import progress_bar
 from serving.config import read_settings
@@ -101,7 +100,7 @@ def _new_run(
     teacher: Path, images: list[Image.Image], schedule: DistillationSchedule, device: torch.device
 ) -> Distillation:
     try:
-        return Distillation(load_teacher(teacher), images, schedule, device)
+        return Distillation(load_encoder(teacher), images, schedule, device)
     except ValueError as error:
         raise StartError(f"{teacher}: {error}") from None
 

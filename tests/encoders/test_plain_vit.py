@@ -1,8 +1,9 @@
-"""The teacher's forward equals `transformers`' ViT on weights in timm's names."""
+"""A plain ViT's forward equals `transformers`' on weights in timm's names."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import ViTConfig as HuggingFaceConfig
 from transformers import ViTModel
 
-from encoders.distillation.teacher import from_timm, load_teacher
+from encoders.checkpoints import build_encoder, load_encoder
 from encoders.key_map import CheckpointError
 
 DIM, DEPTH, SIDE = 64, 3, 4
@@ -72,13 +73,13 @@ def in_timm_names(model: ViTModel) -> dict[str, Tensor]:
 
 
 def test_its_tokens_are_those_of_the_published_forward(oracle: ViTModel, tmp_path: Path) -> None:
-    file = tmp_path / "teacher.safetensors"
+    file = tmp_path / "vit.safetensors"
     save_file(in_timm_names(oracle), file)
-    teacher = load_teacher(file)
+    encoder = load_encoder(file)
     images = torch.randint(0, 256, (2, 3, 16 * SIDE, 16 * SIDE), dtype=torch.uint8)
     with torch.no_grad():
         expected = oracle((images.float() / 255 - 0.5) / 0.5).last_hidden_state
-        found = teacher(images, [DEPTH - 1]).tokens(DEPTH - 1)
+        found = encoder(images, [DEPTH - 1]).tokens(DEPTH - 1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -86,4 +87,10 @@ def test_a_missing_weight_is_named(oracle: ViTModel) -> None:
     weights = in_timm_names(oracle)
     del weights["blocks.1.attn.qkv.bias"]
     with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.qkv\.bias"):
-        from_timm(weights)
+        build_encoder(weights, revision="r")
+
+
+@pytest.mark.parametrize("asked", [{"patch_size": 14}, {"resample_grid": (4, 4)}, {"position_grid": (2, 8)}])
+def test_another_patch_size_or_grid_is_refused(oracle: ViTModel, asked: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="its own patch size and grid"):
+        build_encoder(in_timm_names(oracle), revision="r", **asked)

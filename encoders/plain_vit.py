@@ -1,42 +1,44 @@
-"""The teacher: a plain ViT of timm (no LayerScale, no registers, absolute positions), in our forward."""
+"""The plain ViT of timm (arXiv 2010.11929): learned positions, no LayerScale, no registers; its names to ours.
+
+Pictures are standardised by one half, as timm's "augreg" weights want it; a directory's ``preprocessor_config.json``
+may name another mean and deviation (DeiT has ImageNet's).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from encoders.checkpoints import digest_of, read_weights
-from encoders.key_map import KeyMap, fill
-from encoders.vit import VisionTransformer, ViTConfig
+from encoders.key_map import CheckpointError, KeyMap, LoadOptions
+from encoders.vit import ViTConfig
 
 _HALF = (0.5, 0.5, 0.5)
 
 
-def load_teacher(path: str | Path) -> VisionTransformer:
-    """Load timm's `vit_*_patch16_224` (its classifier is dropped), frozen, in eval mode.
+def matches_timm(keys: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of timm's VisionTransformer without LayerScale."""
+    has_scale = any(name.endswith("ls1.gamma") for name in keys)
+    return "patch_embed.proj.weight" in keys and "pos_embed" in keys and not has_scale
+
+
+def from_timm(weights: Mapping[str, Tensor], options: LoadOptions) -> tuple[ViTConfig, dict[str, Tensor]]:
+    """Read timm's `vit_*_patch*_*`; its classifier is dropped.
+
+    Args:
+        weights: names as saved.
+        options: the caller's; the patch size and the positions' grid are the file's own.
+
+    Returns:
+        (config, weights in our names).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: names are missing or left over.
+        CheckpointError: names are missing or left over, or another patch size or grid is asked for.
     """
-    config, ours = from_timm(read_weights(path))
-    with torch.device("meta"):
-        teacher = VisionTransformer(config, digest_of((Path(path),))[:12])
-    teacher.to_empty(device="cpu")
-    fill(teacher, ours, f"{path} ({config.name})")
-    return teacher.eval().requires_grad_(False)
-
-
-def from_timm(weights: Mapping[str, Tensor]) -> tuple[ViTConfig, dict[str, Tensor]]:
-    """Names of timm's VisionTransformer to ours; pictures are standardised by one half, as timm's "augreg" models want.
-
-    Raises:
-        CheckpointError: names are missing or left over.
-    """
+    if (options.patch_size, options.position_grid, options.resample_grid) != (None, None, None):
+        raise CheckpointError("a plain ViT runs at its own patch size and grid of positions; leave both out")
     keys = KeyMap(weights, ignore=("head.weight", "head.bias"))
     positions = keys.take("pos_embed", ndim=3)
     ours = {
@@ -57,7 +59,7 @@ def from_timm(weights: Mapping[str, Tensor]) -> tuple[ViTConfig, dict[str, Tenso
         name=f"vit{dim}_patch{ours['patch_embed.weight'].shape[-1]}",
         embed_dim=dim,
         depth=depth,
-        num_heads=max(1, dim // 64),
+        num_heads=options.num_heads or max(1, dim // 64),
         patch_size=ours["patch_embed.weight"].shape[-1],
         mlp_dim=ours["blocks.0.mlp.fc1.weight"].shape[0],
         norm_eps=1e-6,
