@@ -19,7 +19,7 @@ LEAST_SCALE, MOST_STRETCH = 0.15, 4 / 3
 
 
 def find_pictures(roots: Iterable[Path], *, leave_out: Sequence[str] = ()) -> list[Path]:
-    """Every picture and video file below some folders, sorted.
+    """Every picture and video file below some folders, each once, sorted.
 
     Args:
         roots: folders.
@@ -28,15 +28,17 @@ def find_pictures(roots: Iterable[Path], *, leave_out: Sequence[str] = ()) -> li
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(
+    found = {
         path
         for root in roots
         for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and not any(part in str(path) for part in leave_out)
-    )
+        if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES
+        and not any(part in str(path) for part in leave_out)
+        and path.is_file()
+    }
     if not found:
         raise FileNotFoundError(f"no pictures below {', '.join(map(str, roots))}")
-    return found
+    return sorted(found)
 
 
 def load_pictures(paths: Sequence[Path], short_side: int, frames_apart: int) -> Iterator[list[Image.Image]]:
@@ -48,17 +50,31 @@ def load_pictures(paths: Sequence[Path], short_side: int, frames_apart: int) -> 
         frames_apart: of a clip, one frame in so many is taken.
 
     Raises:
-        OSError: a file can't be read.
+        OSError: a file can't be read; says which.
     """
     for path in paths:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            with av.open(str(path)) as clip:
-                frames = islice(clip.decode(video=0), 0, None, frames_apart)
-                yield [_at_most(frame.to_image(), short_side) for frame in frames]
-        else:
-            with Image.open(path) as file:
-                file.draft("RGB", (2 * short_side, 2 * short_side))
-                yield [_at_most(file.convert("RGB"), short_side)]
+        try:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                found = _read_clip(path, short_side, frames_apart)
+            else:
+                found = [_read_picture(path, short_side)]
+        except Exception as error:  # Pillow and FFmpeg have many kinds, some without the file's name
+            raise OSError(f"{path} can't be read: {error}") from error
+        yield found
+
+
+def _read_clip(path: Path, short_side: int, frames_apart: int) -> list[Image.Image]:
+    with av.open(str(path)) as clip:
+        if not clip.streams.video:
+            raise ValueError("it holds no video")
+        frames = islice(clip.decode(video=0), 0, None, frames_apart)
+        return [_at_most(frame.to_image(), short_side) for frame in frames]
+
+
+def _read_picture(path: Path, short_side: int) -> Image.Image:
+    with Image.open(path) as file:
+        file.draft("RGB", (2 * short_side, 2 * short_side))
+        return _at_most(file.convert("RGB"), short_side)
 
 
 def _at_most(image: Image.Image, short_side: int) -> Image.Image:

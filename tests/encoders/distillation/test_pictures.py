@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import wave
 from pathlib import Path
 
 import av
@@ -19,8 +20,15 @@ def test_pictures_below_folders_are_found_but_for_those_left_out(tmp_path: Path)
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+    (tmp_path / "b" / "folder.png").mkdir()
     found = find_pictures([tmp_path / "a", tmp_path / "b"], leave_out=("/val/",))
     assert [path.name for path in found] == ["1.jpg", "2.PNG", "clip.mp4"]
+
+
+def test_a_picture_in_two_of_the_folders_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "1.jpg").touch()
+    assert find_pictures([tmp_path, tmp_path / "deep"]) == [tmp_path / "deep" / "1.jpg"]
 
 
 def test_no_pictures_at_all_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
@@ -48,6 +56,32 @@ def test_of_a_clip_one_frame_in_so_many_is_taken(tmp_path: Path) -> None:
     [frames] = load_pictures([tmp_path / "clip.mp4"], 32, 4)
     assert [frame.size for frame in frames] == [(48, 32)] * 3
     assert [np.array(frame).mean() for frame in frames] == pytest.approx([0, 100, 200], abs=12)
+
+
+@pytest.mark.parametrize("name", ["text.png", "text.mp4"])
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("no picture")
+    with pytest.raises(OSError, match=name):
+        list(load_pictures([tmp_path / name], 32, 1))
+
+
+def test_a_picture_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    Image.fromarray(noise).save(whole)
+    cut.write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(OSError, match=r"cut\.jpg can't be read: .*truncated"):
+        list(load_pictures([cut], 32, 1))
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with (tmp_path / "sound.mov").open("wb") as file, wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    with pytest.raises(OSError, match=r"sound\.mov can't be read: it holds no video"):
+        list(load_pictures([tmp_path / "sound.mov"], 32, 1))
 
 
 def test_views_repeat_by_their_seed_and_differ_by_it() -> None:
