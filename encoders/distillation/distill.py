@@ -76,7 +76,7 @@ class Distillation:
         device: where it runs; matrix products are in bfloat16.
 
     Raises:
-        ValueError: the teacher is not as deep or wide as the student, or has registers.
+        ValueError: as `check_teacher`.
     """
 
     def __init__(
@@ -86,12 +86,7 @@ class Distillation:
         schedule: DistillationSchedule,
         device: torch.device,
     ) -> None:
-        for name in ("embed_dim", "depth", "patch_size"):
-            own, wanted = getattr(teacher.config, name), getattr(TINY, name)
-            if own != wanted:
-                raise ValueError(f"{name} is {own}; of a teacher it must be {wanted}")
-        if teacher.config.num_registers:
-            raise ValueError("it has register tokens; a teacher must have none")
+        check_teacher(teacher)
         torch.manual_seed(schedule.seed)
         self.images = images
         self.schedule = schedule
@@ -119,6 +114,9 @@ class Distillation:
             report: told (step, loss) after each.
             save_to: file that `save` writes now and then, and at the end.
             save_every: steps between.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
         """
         self.student.train()
         for views in self._batches():
@@ -251,6 +249,20 @@ class Distillation:
         attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
         with attention, torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
+
+
+def check_teacher(teacher: VisionTransformer) -> None:
+    """Raise unless the student can learn from this encoder.
+
+    Raises:
+        ValueError: it is not as deep or wide as the student, has other patches, or has registers.
+    """
+    for name in ("embed_dim", "depth", "patch_size"):
+        own, wanted = getattr(teacher.config, name), getattr(TINY, name)
+        if own != wanted:
+            raise ValueError(f"{name} is {own}; of a teacher it must be {wanted}")
+    if teacher.config.num_registers:
+        raise ValueError("it has register tokens; a teacher must have none")
 
 
 def _without_registers(tokens: Tensor, num_prefix_tokens: int) -> Tensor:

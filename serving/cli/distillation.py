@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +13,11 @@ import typer
 import yaml
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress
 from safetensors.torch import save_file
 
 from encoders.checkpoints import load_encoder, sha256_of
-from encoders.distillation.distill import Distillation, DistillationSchedule
+from encoders.distillation.distill import Distillation, DistillationSchedule, check_teacher
 from encoders.distillation.pictures import find_pictures, load_pictures
 from encoders.distillation.student import TINY, to_hugging_face
 from encoders.vit import VisionTransformer
@@ -33,12 +34,13 @@ _SHORT_SIDE = 448
 
 def distill(
     pictures: Annotated[
-        list[Path], typer.Argument(help="Folders of unlabelled pictures and video, at any depth.", exists=True)
+        list[Path],
+        typer.Argument(help="Folders of unlabelled pictures and video, at any depth.", exists=True, file_okay=False),
     ],
     teacher: Annotated[
         Path, typer.Option(help="timm's vit_tiny_patch16_224 as safetensors.", exists=True, dir_okay=False)
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the new encoder's bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new encoder's bundle.", file_okay=False)],
     leave_out: Annotated[
         list[str] | None,
         typer.Option(help="Part of a path that keeps files out, held-out data say; several times.", show_default=False),
@@ -59,22 +61,19 @@ def distill(
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise StartError(f"{checkpoint} is there from a run that stopped: go on with --resume, or give another --out")
+    encoder = _open_teacher(teacher)
     try:
         files = find_pictures(pictures, leave_out=leave_out or ())
     except FileNotFoundError as error:
         raise StartError(str(error)) from None
     with progress_bar(console) as bar:
-        reading = bar.add_task("reading", total=len(files))
-        images: list[Image.Image] = []
-        for found in load_pictures(files, _SHORT_SIDE, frames_apart):
-            images += found
-            bar.advance(reading)
+        images = _read(files, frames_apart, bar)
         schedule = DistillationSchedule(steps=steps, seed=seed)
         measuring = bar.add_task("measuring the teacher", total=1)
-        run = _new_run(teacher, images, schedule, device)
+        run = Distillation(encoder, images, schedule, device)
         bar.advance(measuring)
         if resume and checkpoint.exists():
-            run.resume(checkpoint)
+            _take_up(run, checkpoint)
         training = bar.add_task("training", total=steps, completed=run.step)
         out.mkdir(parents=True, exist_ok=True)
         with _curve(out / CURVE, run.step) as row:
@@ -86,8 +85,14 @@ def distill(
             try:
                 run.run(report, save_to=checkpoint, save_every=every)
             except KeyboardInterrupt:
-                console.print(f"stopped after step {run.step}; the same command with --resume goes on")
+                console.print(
+                    "stopped; the same command with --resume goes on from the last checkpoint"
+                    if checkpoint.exists()
+                    else f"stopped before the first checkpoint, which is made after step {every}"
+                )
                 raise typer.Exit(130) from None
+            except FloatingPointError as error:
+                raise StartError(f"{error}; another --seed may help") from None
     print(f"try: polyhead train semantic --bundle {_write(out, run.student, len(images), schedule)} --data …")
     checkpoint.unlink()
 
@@ -96,20 +101,44 @@ def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _new_run(
-    teacher: Path, images: list[Image.Image], schedule: DistillationSchedule, device: torch.device
-) -> Distillation:
+def _open_teacher(path: Path) -> VisionTransformer:
     try:
-        return Distillation(load_encoder(teacher), images, schedule, device)
+        teacher = load_encoder(path)
+        check_teacher(teacher)
     except ValueError as error:
-        raise StartError(f"{teacher}: {error}") from None
+        raise StartError(f"{path}: {error}") from None
+    return teacher
+
+
+def _read(files: Sequence[Path], frames_apart: int, bar: Progress) -> list[Image.Image]:
+    """The pictures of all files, of which there is at least one."""
+    reading = bar.add_task("reading", total=len(files))
+    images: list[Image.Image] = []
+    try:
+        for found in load_pictures(files, _SHORT_SIDE, frames_apart):
+            images += found
+            bar.advance(reading)
+    except OSError as error:
+        raise StartError(f"{error}; remove it, or keep it out with --leave-out") from None
+    if not images:
+        raise StartError("the video that was found holds no frames")
+    return images
+
+
+def _take_up(run: Distillation, checkpoint: Path) -> None:
+    try:
+        run.resume(checkpoint)
+    except Exception as error:  # whatever the file holds
+        raise StartError(f"{checkpoint} is no checkpoint of such a run ({error}); delete it to begin anew") from error
+    if run.step > run.schedule.steps:
+        raise StartError(f"{checkpoint} has {run.step} steps behind it; give at least so many --steps")
 
 
 @contextmanager
 def _curve(path: Path, done: int) -> Iterator[Any]:
     """A writer of lines to a CSV file, which keeps the lines of the steps that are done."""
     kept = list(csv.reader(path.read_text().splitlines()))[1 : 1 + done] if done and path.exists() else []
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", buffering=1) as file:  # whole lines, so that a run that is killed leaves them
         writer = csv.writer(file)
         writer.writerows([["step", "learning_rate", "chain", "loss"], *kept])
         yield writer.writerow

@@ -67,6 +67,11 @@ def teacher_file(path: Path, dim: int = 32) -> Path:
     return path
 
 
+def curve_steps() -> list[str]:
+    with Path("mine/curve.csv").open(newline="") as file:
+        return [row["step"] for row in csv.DictReader(file)]
+
+
 def polyhead(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
@@ -96,6 +101,7 @@ def test_a_stopped_run_is_gone_on_with_only_when_asked(
 
     def stop_at_3(run: Distillation, views: torch.Tensor) -> float:
         if run.step == 2:
+            assert curve_steps() == ["1", "2"]  # even a run that is killed leaves its curve
             raise KeyboardInterrupt
         return train(run, views)
 
@@ -108,11 +114,79 @@ def test_a_stopped_run_is_gone_on_with_only_when_asked(
     assert refused.exit_code != 0
     resumed = polyhead(*arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    with Path("mine/curve.csv").open(newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+    assert curve_steps() == ["1", "2", "3", "4"]
 
 
-def test_a_teacher_of_another_size_is_refused_in_plain_words(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_stops_before_its_first_checkpoint_promises_no_resume(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: Distillation, views: torch.Tensor) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Distillation, "_train", stop)
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    stopped = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert stopped.exit_code == 130
+    assert "stopped before the first checkpoint, which is made after step 100" in stopped.output
+    assert "--resume" not in stopped.output
+
+
+def test_a_checkpoint_that_is_none_is_refused_in_plain_words(pictures: Path, tmp_path: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/checkpoint.pt").write_text("no checkpoint")
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine", "--resume")
+    assert isinstance(done.exception, StartError)
+    assert "mine/checkpoint.pt is no checkpoint of such a run" in str(done.exception)
+
+
+def test_a_run_that_went_further_than_asked_is_not_taken_up(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> Path:
+        raise OSError("disk full")
+
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    arguments = ("distill", pictures, "--teacher", teacher, "--out", "mine", "--steps")
+    with monkeypatch.context() as broken:
+        broken.setattr(distillation, "_write", stop)
+        polyhead(*arguments, 4)
+    done = polyhead(*arguments, 3, "--resume")
+    assert isinstance(done.exception, StartError)
+    assert "has 4 steps behind it; give at least so many --steps" in str(done.exception)
+
+
+def test_a_loss_that_is_no_number_is_told_in_plain_words(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distillation, "_loss", lambda run, told, *_: torch.nan * told[0].sum())
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert isinstance(done.exception, StartError)
+    assert "the loss of step 1 is nan" in str(done.exception)
+
+
+def test_a_file_that_is_no_picture_is_named_with_the_remedy(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "text.png").write_text("no picture")
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert isinstance(done.exception, StartError)
+    assert "text.png can't be read" in str(done.exception)
+    assert "--leave-out" in str(done.exception)
+
+
+def test_video_without_a_frame_is_told_in_plain_words(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "load_pictures", lambda files, *_: ([] for _ in files))
+    teacher = teacher_file(tmp_path / "teacher.safetensors")
+    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert isinstance(done.exception, StartError)
+    assert "holds no frames" in str(done.exception)
+
+
+def test_a_teacher_of_another_size_is_refused_before_any_picture_is_read(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "text.png").write_text("no picture")
     teacher = teacher_file(tmp_path / "wide.safetensors", dim=64)
     done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
     assert done.exit_code != 0
