@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,9 +32,12 @@ def begin_from(head: nn.Module, path: Path) -> list[str]:
         The head's tensors that keep their random beginning, such as a class layer for other classes.
 
     Raises:
-        ValueError: not one tensor fits.
+        ValueError: it is no safetensors file, or not one tensor fits.
     """
-    found = load_file(path)
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read as safetensors ({error})") from error
     own = head.state_dict()
     taken = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if not taken:

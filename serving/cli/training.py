@@ -152,6 +152,8 @@ def train(
             encoder = _open_encoder(file, folder, settings)
             entry, head = _new_head(entry, recipe, given, encoder.spec, target, seed)
             check_geometry(name, head, (entry.geometry or file.geometry).build(), encoder.spec)
+            if init is not None:
+                _begin_from(head, init)
             facts = {
                 **dataclasses.asdict(schedule),
                 **{"task": name, "decoder": entry.decoder, "settings": entry.settings, "geometry": str(geometry)},
@@ -176,8 +178,6 @@ def train(
                 head.hidden_indices,
                 int(cache_gb * 1e9),
             )
-            if init is not None:
-                _begin_from(head, init)
             others = () if held_out is None else held_out.samples
             Training(recipe, schedule, cache, report, console.print).fit(
                 head.to(_device(settings)), dataset.samples, run, held_out=others, every=every

@@ -69,3 +69,9 @@ def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path, head: PanopticD
     save_head(torch.nn.Linear(2, 2), tmp_path / "linear.safetensors", {})
     with pytest.raises(ValueError, match=r"no tensor of .*linear\.safetensors"):
         begin_from(head, tmp_path / "linear.safetensors")
+
+
+def test_a_file_that_holds_no_tensors_is_refused_by_name(tmp_path: Path, head: PanopticDecoder) -> None:
+    (tmp_path / "notes.txt").write_text("no tensors")
+    with pytest.raises(ValueError, match=r"notes\.txt can't be read as safetensors"):
+        begin_from(head, tmp_path / "notes.txt")

@@ -24,6 +24,7 @@ from decoders.training.journal import RunFolder
 from encoders.checkpoints import sha256_of
 from serving.bundles.loading import load_bundle
 from serving.cli import main as cli
+from serving.cli import training
 from serving.engine import Engine
 
 COLORS = {"ball": (230, 60, 40), "brick": (50, 90, 220)}
@@ -294,7 +295,10 @@ def test_a_head_may_begin_with_another_s_weights(bundle_file: Path, photos: Path
 
 
 @pytest.mark.usefixtures("here")
-def test_weights_of_which_nothing_fits_are_no_beginning(bundle_file: Path, photos: Path, tmp_path: Path) -> None:
+def test_weights_of_which_nothing_fits_are_refused_before_the_data_are_checked(
+    bundle_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(training, "_check")
     save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
     done = polyhead(
         *("train", "instance", "--data", photos, "--bundle", bundle_file, "--out", "mine", "--views", 1, "--steps", 1),
