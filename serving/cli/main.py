@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from decoders.labels import LabelSet
@@ -138,7 +139,7 @@ def main() -> None:
         raise SystemExit(130) from None
     except (BundleError, StartError, CheckpointError, PolyheadError, OSError) as error:
         remedy = f" ({error.remedy})" if isinstance(error, PolyheadError) else ""
-        console.print(f"[bold red]error[/] {error}{remedy}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(f'{error}{remedy}')}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -233,6 +233,14 @@ def test_a_problem_of_the_server_is_shown_with_its_remedy(
     assert not out.exists()
 
 
+def test_brackets_in_an_error_are_shown_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, said = run_main(monkeypatch, capsys, "train", "panoptic", "--data", str(tmp_path), "--set", "2nd=[last]")
+    assert code == 1
+    assert said.startswith("error --set 2nd=[last] is no setting; ")
+
+
 def test_a_picture_that_cannot_be_read_is_told_before_a_server_is_asked(
     server: list[httpx.Request],
     monkeypatch: pytest.MonkeyPatch,
