@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -42,7 +42,7 @@ def find_pictures(roots: Iterable[Path], *, leave_out: Sequence[str] = ()) -> li
 
 
 def load_pictures(paths: Sequence[Path], short_side: int, frames_apart: int) -> Iterator[list[Image.Image]]:
-    """What each file holds: one picture, or frames of a clip, in RGB and small enough to stay in memory.
+    """What each file holds: one picture, or frames of a clip, RGB, upright, small enough to stay in memory.
 
     Args:
         paths: of `find_pictures`.
@@ -74,7 +74,7 @@ def _read_clip(path: Path, short_side: int, frames_apart: int) -> list[Image.Ima
 def _read_picture(path: Path, short_side: int) -> Image.Image:
     with Image.open(path) as file:
         file.draft("RGB", (2 * short_side, 2 * short_side))
-        return _at_most(file.convert("RGB"), short_side)
+        return _at_most(ImageOps.exif_transpose(file).convert("RGB"), short_side)
 
 
 def _at_most(image: Image.Image, short_side: int) -> Image.Image:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from encoders.distillation.pictures import find_pictures, load_pictures, mixed, random_view
 
@@ -43,6 +43,14 @@ def test_a_picture_is_made_small_and_never_large(
     Image.new("L", size).save(tmp_path / "grey.png")
     [[image]] = load_pictures([tmp_path / "grey.png"], 60, 1)
     assert (image.size, image.mode) == (expected, "RGB")
+
+
+def test_a_picture_is_upright_as_its_exif_orientation_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "phone.jpg", exif=exif)
+    [[image]] = load_pictures([tmp_path / "phone.jpg"], 100, 1)
+    assert image.size == (40, 60)
 
 
 def test_of_a_clip_one_frame_in_so_many_is_taken(tmp_path: Path) -> None:
