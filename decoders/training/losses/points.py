@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NUM_POINTS = 112 * 112
-"""Mask2Former's; a map with fewer cells than that has a point for each."""
+_POINTS, _CELLS = 112 * 112, 256 * 256
+"""Mask2Former's points, and the cells of the masks that it takes them from."""
 _OVERSAMPLE, _IMPORTANCE = 3, 0.75
+
+
+def num_points(height: int, width: int) -> int:
+    """How many points stand for a map of so many cells: Mask2Former's part of them, and never more than its 12544."""
+    return min(_POINTS, max(1, round(height * width * _POINTS / _CELLS)))
 
 
 def read_points(maps: Tensor, points: Tensor) -> Tensor:

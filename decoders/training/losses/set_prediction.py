@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from decoders.training.losses.dice import dice_loss, pairwise_dice_loss
 from decoders.training.losses.mask_cross_entropy import mask_cross_entropy, pairwise_mask_cross_entropy
-from decoders.training.losses.points import NUM_POINTS, random_points, read_points, undecided_points
+from decoders.training.losses.points import num_points, random_points, read_points, undecided_points
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT, NO_OBJECT_WEIGHT = 2.0, 5.0, 5.0, 0.1
 
@@ -82,7 +82,7 @@ def match_target(mask_logits: Tensor, class_logits: Tensor, target: MaskTarget) 
     Returns:
         (queries, objects), two index vectors of equal length min(Q, M).
     """
-    count = _num_points(mask_logits)
+    count = num_points(*mask_logits.shape[-2:])
     logits, truth, weight = [], [], []
     for t, extent in enumerate(target.extents):
         points = random_points((count,), extent, mask_logits.device)
@@ -117,14 +117,10 @@ def _at_undecided_points(logits: Tensor, target: MaskTarget, objects: Tensor) ->
     """(logits, truth, weight) of matched pairs at points of all frames, [M, T * P]; logits are [T, M, h, w]."""
     parts = []
     for t, extent in enumerate(target.extents):
-        points = undecided_points(logits[t], _num_points(logits), extent)
+        points = undecided_points(logits[t], num_points(*logits.shape[-2:]), extent)
         known = target.known[t][None].expand(len(objects), -1, -1)
         parts.append(
             (read_points(logits[t], points), read_points(target.masks[t, objects], points), read_points(known, points))
         )
     picked, truth, weight = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return picked, truth, weight
-
-
-def _num_points(mask_logits: Tensor) -> int:
-    return min(NUM_POINTS, mask_logits.shape[-2] * mask_logits.shape[-1])

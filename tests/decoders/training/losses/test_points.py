@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decoders.training.losses.points import random_points, read_points, undecided_points
+from decoders.training.losses.points import num_points, random_points, read_points, undecided_points
 
 CPU = torch.device("cpu")
 
@@ -50,3 +50,8 @@ def test_three_quarters_of_the_points_seek_the_edge_of_the_mask() -> None:
 def test_points_carry_no_gradient() -> None:
     logits = torch.randn(2, 8, 8, requires_grad=True)
     assert not undecided_points(logits, 16, (1.0, 1.0)).requires_grad
+
+
+@pytest.mark.parametrize(("size", "count"), [((256, 256), 12544), ((512, 512), 12544), ((112, 112), 2401), ((1, 1), 1)])
+def test_as_many_points_stand_for_a_map_as_mask2former_takes(size: tuple[int, int], count: int) -> None:
+    assert num_points(*size) == count
