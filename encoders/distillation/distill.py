@@ -8,7 +8,7 @@ Then longer and longer chains of half blocks run on the student's own tokens, an
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +94,8 @@ class Distillation:
         self.step = 0
         self.student = new_student(TINY).to(device)
         self.targets = self._measure(teacher.to(device))
+        sizes = hashlib.sha256(repr([image.size for image in images]).encode()).hexdigest()[:12]
+        self._facts = {"teacher": teacher.spec.revision, "seed": schedule.seed, "pictures": f"{len(images)} ({sizes})"}
         matrices = [p for p in self.student.blocks.parameters() if p.ndim == 2]
         others = [p for p in self.student.parameters() if not any(p is matrix for matrix in matrices)]
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
@@ -132,7 +134,7 @@ class Distillation:
             "step": self.step,
             "student": self.student.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedule": dataclasses.asdict(self.schedule),
+            "facts": self._facts,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -140,8 +142,19 @@ class Distillation:
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from a file of `save`; the schedule is this run's, so `steps` may have changed."""
+        """Go on from a file of `save`, with as many steps as this run's schedule says.
+
+        Raises:
+            ValueError: it is of another run: of other pictures, say.
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
+        other = [
+            f"{name} {was} (now {self._facts[name]})"
+            for name, was in state["facts"].items()
+            if was != self._facts[name]
+        ]
+        if other:
+            raise ValueError(f"it is of another run: {', '.join(other)}")
         self.student.load_state_dict(state["student"])
         for optimizer, its_state in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)

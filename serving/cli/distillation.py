@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 from safetensors.torch import save_file
 
 from encoders.checkpoints import load_encoder, sha256_of
 from encoders.distillation.distill import Distillation, DistillationSchedule, check_teacher
-from encoders.distillation.pictures import find_pictures, load_pictures
+from encoders.distillation.pictures import find_pictures, load_pictures, random_view
 from encoders.distillation.student import TINY, to_hugging_face
 from encoders.vit import VisionTransformer
 from serving.cli.progress import progress_bar
@@ -45,6 +47,15 @@ def distill(
         list[str] | None,
         typer.Option(help="Part of a path that keeps files out, held-out data say; several times.", show_default=False),
     ] = None,
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of other pictures; at the end, how much of the teacher's tokens on them is not told.",
+            exists=True,
+            file_okay=False,
+            show_default="none",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = DistillationSchedule.steps,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, views and order.")] = 0,
     every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
@@ -62,12 +73,11 @@ def distill(
     if checkpoint.exists() and not resume:
         raise StartError(f"{checkpoint} is there from a run that stopped: go on with --resume, or give another --out")
     encoder = _open_teacher(teacher)
-    try:
-        files = find_pictures(pictures, leave_out=leave_out or ())
-    except FileNotFoundError as error:
-        raise StartError(str(error)) from None
+    files = _find(pictures, leave_out or ())
+    held_out = [] if val is None else _find([val], ())
     with progress_bar(console) as bar:
-        images = _read(files, frames_apart, bar)
+        images = _read("reading", files, frames_apart, bar)
+        others = _read("reading for validation", held_out, frames_apart, bar) if held_out else []
         schedule = DistillationSchedule(steps=steps, seed=seed)
         measuring = bar.add_task("measuring the teacher", total=1)
         run = Distillation(encoder, images, schedule, device)
@@ -93,6 +103,8 @@ def distill(
                 raise typer.Exit(130) from None
             except FloatingPointError as error:
                 raise StartError(f"{error}; another --seed may help") from None
+        if others:
+            console.print(_table(run, others))
     print(f"try: polyhead train semantic --bundle {_write(out, run.student, len(images), schedule)} --data …")
     checkpoint.unlink()
 
@@ -110,9 +122,16 @@ def _open_teacher(path: Path) -> VisionTransformer:
     return teacher
 
 
-def _read(files: Sequence[Path], frames_apart: int, bar: Progress) -> list[Image.Image]:
+def _find(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
+    try:
+        return find_pictures(folders, leave_out=leave_out)
+    except FileNotFoundError as error:
+        raise StartError(str(error)) from None
+
+
+def _read(stage: str, files: Sequence[Path], frames_apart: int, bar: Progress) -> list[Image.Image]:
     """The pictures of all files, of which there is at least one."""
-    reading = bar.add_task("reading", total=len(files))
+    reading = bar.add_task(stage, total=len(files))
     images: list[Image.Image] = []
     try:
         for found in load_pictures(files, _SHORT_SIDE, frames_apart):
@@ -142,6 +161,21 @@ def _curve(path: Path, done: int) -> Iterator[Any]:
         writer = csv.writer(file)
         writer.writerows([["step", "learning_rate", "chain", "loss"], *kept])
         yield writer.writerow
+
+
+def _table(run: Distillation, others: Sequence[Image.Image]) -> Table:
+    """The part of the teacher's variance that is not told on a random view of each of some pictures, by size."""
+    depth = run.student.spec.depth
+    blocks = sorted({(part * depth - 1) // 4 for part in range(1, 5)})
+    table = Table("side, pixels", *(f"after block {block + 1}" for block in blocks), title="not told of the teacher")
+    for side, _, batch_size in run.schedule.sides:
+        rng = random.Random(run.schedule.seed)  # noqa: S311  # not for secrets
+        views = torch.stack([random_view(image, side, rng) for image in others])
+        parts = [run.unexplained(batch, blocks) for batch in views.split(batch_size)]
+        weights = [len(batch) / len(views) for batch in views.split(batch_size)]
+        means = (sum(w * part for w, part in zip(weights, column, strict=True)) for column in zip(*parts, strict=True))
+        table.add_row(str(side), *(f"{mean:.3f}" for mean in means))
+    return table
 
 
 def _write(out: Path, student: VisionTransformer, num_images: int, schedule: DistillationSchedule) -> Path:

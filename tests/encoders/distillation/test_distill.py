@@ -119,6 +119,15 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
         torch.testing.assert_close(resumed.student.state_dict()[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_a_run_of_other_pictures_is_not_taken_up(
+    teacher: VisionTransformer, images: list[Image.Image], tmp_path: Path
+) -> None:
+    Distillation(teacher, images, SCHEDULE, CPU).save(tmp_path / "run.pt")
+    Distillation(teacher, images, dataclasses.replace(SCHEDULE, steps=99), CPU).resume(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"another run: pictures 3 .* \(now 2 "):
+        Distillation(teacher, images[:2], SCHEDULE, CPU).resume(tmp_path / "run.pt")
+
+
 def test_the_rate_warms_up_stays_and_falls_to_nothing() -> None:
     schedule = DistillationSchedule(steps=100, learning_rate=1.0, warm_up_steps=10, decay_part=0.2)
     rates = [schedule.rate_at(step) for step in range(1, 101)]

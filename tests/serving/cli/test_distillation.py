@@ -78,9 +78,23 @@ def polyhead(*arguments: object) -> Result:
 
 def test_unlabelled_pictures_become_an_encoder_that_answers(pictures: Path, tmp_path: Path) -> None:
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine", "--leave-out", "/val/", "--steps", 4)
+    done = polyhead(
+        "distill",
+        pictures,
+        "--teacher",
+        teacher,
+        "--out",
+        "mine",
+        "--leave-out",
+        "/val/",
+        "--steps",
+        4,
+        "--val",
+        pictures / "val",
+    )
     assert done.exit_code == 0, done.output
     assert "try: polyhead train" in done.output
+    assert "not told of the teacher" in done.output
     assert sorted(path.name for path in Path("mine").iterdir()) == ["bundle.yaml", "curve.csv", "encoder.safetensors"]
     with Path("mine/curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
