@@ -5,15 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help serve test check lint format weights protos reference dashboards bench chromium prometheus clean
+.PHONY: help serve test check lint format protos reference dashboards bench chromium prometheus clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
-serve: $(VENV)/.installed weights  ## Set up what is missing and serve on 127.0.0.1:8000 (HTTP) and :9000 (gRPC)
+serve: $(VENV)/.installed  ## Set up what is missing and serve on 127.0.0.1:8000 (HTTP) and :9000 (gRPC)
 	@$(BIN)/polyhead serve
 
-test: $(VENV)/.installed-dev weights chromium prometheus  ## Set up what is missing and run all tests
+test: $(VENV)/.installed-dev chromium prometheus  ## Set up what is missing and run all tests
 	@$(BIN)/python -m pytest
 
 check: lint test  ## What CI runs: linters, types, tests
@@ -27,9 +27,6 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-weights: $(VENV)/.installed  ## Fetch the default encoder (90 MB, once)
-	@$(BIN)/polyhead pull demo
-
 protos: $(VENV)/.installed-dev  ## Make the gRPC stubs anew from serving/protos/segmentation.proto
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  serving/protos/segmentation.proto
@@ -40,7 +37,7 @@ dashboards: $(VENV)/.installed-dev  ## Write Grafana's dashboards anew from depl
 reference: $(VENV)/.installed-dev  ## Write the parts of docs/ that come from the code
 	@$(BIN)/python docs/reference.py
 
-bench: $(VENV)/.installed weights  ## Measure sharing and serving on this machine; writes loadtests/results
+bench: $(VENV)/.installed  ## Measure sharing and serving on this machine; writes loadtests/results
 	@$(BIN)/python -m loadtests.sharing
 
 chromium:  # for the playground's test, which skips without it

