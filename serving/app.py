@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import psutil
-import torch
 from fastapi import FastAPI
 
 from serving import logs
@@ -506,8 +505,7 @@ def _check_free(host: str, port: int, option: str) -> None:
 
 
 def _replica_resources(settings: Settings) -> dict[str, float]:
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    return {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0}
+    return {"num_cpus": 1, "num_gpus": 1 if settings.torch_device == "cuda" else 0}
 
 
 def _check_resources(settings: Settings, resources: dict[str, float]) -> None:

@@ -56,10 +56,20 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="json: one object a line, with an access log.")
 
     @property
+    def torch_device(self) -> Literal["cpu", "cuda"]:
+        """`device` with auto decided."""
+        return best_device() if self.device == "auto" else self.device
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch knows it."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+def best_device() -> Literal["cpu", "cuda"]:
+    """CUDA where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_settings(**given: Any) -> Settings:

@@ -26,7 +26,7 @@ from encoders.features import EncoderFeatures
 from encoders.geometry import ImageGeometry
 from encoders.preprocess import pad_with_mean, to_pixels
 from serving.bundles.loading import Bundle, load_bundle
-from serving.config import CACHE_DIR
+from serving.config import CACHE_DIR, best_device
 from serving.errors import (
     EncoderFailedError,
     HeadFailedError,
@@ -149,7 +149,7 @@ class Engine:
             BundleError: the bundle can't be loaded.
         """
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = best_device()
         return cls(load_bundle(name_or_path, cache_dir=cache_dir, device=device, dtype=dtype))
 
     def predict(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,13 +110,21 @@ class Distillation:
             torch.optim.AdamW(others, lr=schedule.learning_rate, betas=_BETAS, weight_decay=0),
         )
 
-    def run(self, report: Callable[[int, float], None], *, save_to: Path, save_every: int = 200) -> None:
-        """Train from `step` to the end of the schedule.
+    def run(
+        self,
+        report: Callable[[int, float], None],
+        *,
+        save_to: Path,
+        save_every: int = 200,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train from `step` to the end of the schedule, or until asked to stop.
 
         Args:
             report: told (step, loss) after each.
             save_to: file that `save` writes now and then, and at the end.
             save_every: steps between.
+            stop: asked after each step; once it says yes, the run is saved and left.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -124,8 +133,11 @@ class Distillation:
         for views in self._batches():
             loss = self._train(views)
             report(self.step, loss)
-            if self.step % save_every == 0 or self.step == self.schedule.steps:
+            stopping = stop()
+            if stopping or self.step % save_every == 0 or self.step == self.schedule.steps:
                 self.save(save_to)
+            if stopping:
+                break
         self.student.eval()
 
     def save(self, path: Path) -> None:
@@ -138,7 +150,10 @@ class Distillation:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        torch.save(state, partial)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
 
     def resume(self, path: Path) -> None:

@@ -18,18 +18,20 @@ from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import save_file
 
+from decoders.training.interrupt import noted_interrupt
 from encoders.checkpoints import load_encoder, sha256_of
 from encoders.distillation.distill import Distillation, DistillationSchedule, check_teacher
 from encoders.distillation.pictures import find_pictures, load_pictures, random_view
 from encoders.distillation.student import TINY, to_hugging_face
 from encoders.vit import VisionTransformer
 from serving.cli.progress import progress_bar
+from serving.cli.trained_bundle import FILE_NAME, check_new
 from serving.config import read_settings
 from serving.errors import StartError
 
 console = Console(stderr=True)
 
-CHECKPOINT, CURVE, WEIGHTS, BUNDLE = "checkpoint.pt", "curve.csv", "encoder.safetensors", "bundle.yaml"
+CHECKPOINT, CURVE, WEIGHTS = "checkpoint.pt", "curve.csv", "encoder.safetensors"
 _SHORT_SIDE = 448
 """Pixels; larger pictures are kept no larger than this in memory."""
 
@@ -64,14 +66,15 @@ def distill(
 ) -> None:
     """Train a small encoder of DINOv3's shape, from random weights, to tell what a teacher tells.
 
-    Needs no labels. Ctrl-C stops the run, and --resume goes on from its last checkpoint. The bundle at the end serves
+    Needs no labels. Ctrl-C saves the run, and --resume goes on with it. The bundle at the end serves
     embeddings, and `polyhead train --bundle OUT/bundle.yaml` puts heads on it.
     """
     settings = read_settings()
-    device = torch.device(settings.device if settings.device != "auto" else _best_device())
+    device = torch.device(settings.torch_device)
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise StartError(f"{checkpoint} is there from a run that stopped: go on with --resume, or give another --out")
+    check_new(out)
     encoder = _open_teacher(teacher)
     files = _find(pictures, leave_out or ())
     held_out = [] if val is None else _find([val], ())
@@ -93,24 +96,17 @@ def distill(
                 bar.update(training, completed=step, description=f"training (loss {loss:.3f})")
 
             try:
-                run.run(report, save_to=checkpoint, save_every=every)
-            except KeyboardInterrupt:
-                console.print(
-                    "stopped; the same command with --resume goes on from the last checkpoint"
-                    if checkpoint.exists()
-                    else f"stopped before the first checkpoint, which is made after step {every}"
-                )
-                raise typer.Exit(130) from None
+                with noted_interrupt() as asked_to_stop:
+                    run.run(report, save_to=checkpoint, save_every=every, stop=asked_to_stop.is_set)
             except FloatingPointError as error:
                 raise StartError(f"{error}; another --seed may help") from None
+        if run.step < steps:
+            console.print(f"stopped after step {run.step}; the same command with --resume goes on from there")
+            raise typer.Exit(130)
         if others:
             console.print(_table(run, others))
     print(f"try: polyhead train semantic --bundle {_write(out, run.student, len(images), schedule)} --data …")
     checkpoint.unlink()
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _open_teacher(path: Path) -> VisionTransformer:
@@ -190,7 +186,7 @@ def _write(out: Path, student: VisionTransformer, num_images: int, schedule: Dis
         "default_tasks": ["embedding"],
         "tasks": {"embedding": {"decoder": "embedding"}, "dense_embedding": {"decoder": "dense_embedding"}},
     }
-    path = out / BUNDLE
+    path = out / FILE_NAME
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     console.print(f"wrote {path}; SHA-256 of the weights {sha256_of(out / WEIGHTS)}", soft_wrap=True)
     return path

@@ -11,8 +11,20 @@ import yaml
 from decoders.labels import LabelSet, load_label_set, packaged_label_sets
 from encoders.checkpoints import sha256_of
 from serving.bundles.schema import TaskEntry, packaged_bundles, read_bundle
+from serving.errors import StartError
 
 FILE_NAME = "bundle.yaml"
+
+
+def check_new(folder: Path) -> None:
+    """Raise if a folder has a bundle already, for hours of work may be in it, or the encoder that is to be read.
+
+    Raises:
+        StartError: it has.
+    """
+    path = folder / FILE_NAME
+    if path.exists():
+        raise StartError(f"{path} is there already: give another --out, or delete it")
 
 
 def write_label_set(folder: Path, task: str, label_set: LabelSet) -> str:

@@ -40,7 +40,7 @@ from serving.bundles.schema import BundleFile, GeometryEntry, TaskEntry, read_bu
 from serving.bundles.weights import fetch, parse_reference
 from serving.cli.label_map_options import FirstId, Ignore, map_format
 from serving.cli.progress import progress_bar
-from serving.cli.trained_bundle import write_bundle, write_label_set
+from serving.cli.trained_bundle import check_new, write_bundle, write_label_set
 from serving.config import Settings, read_settings
 from serving.errors import BundleError, StartError
 
@@ -138,6 +138,8 @@ def train(
     with _plain_errors():
         file, folder = read_bundle(bundle)
         entry, recipe = _entry_and_recipe(file, what)
+        if init is not None and recipe.objective is None:
+            raise StartError(f"--init: {entry.decoder} learns at once, from nothing; leave it out")
         schedule = _schedule(recipe.schedule, steps, batch_size, views, learning_rate, seed)
         own_size = _size(size)
         geometry = _geometry(own_size or file.tasks.get(what, entry).geometry or file.geometry)
@@ -145,6 +147,7 @@ def train(
         held_out = None if val is None else source.open(recipe, val, "val", dataset.label_set)
         name = task or what
         target = out or Path(name)
+        check_new(target)
         label_name = None if dataset.label_set is None else write_label_set(target, name, dataset.label_set)
         entry = entry.model_copy(update={"labels": label_name, "geometry": own_size or entry.geometry})
         with progress_bar(console) as bar:
@@ -152,7 +155,7 @@ def train(
             encoder = _open_encoder(file, folder, settings)
             entry, head = _new_head(entry, recipe, given, encoder.spec, target, seed)
             check_geometry(name, head, (entry.geometry or file.geometry).build(), encoder.spec)
-            if init is not None:
+            if init is not None and not resume:
                 _begin_from(head, init)
             facts = {
                 **dataclasses.asdict(schedule),
@@ -180,7 +183,7 @@ def train(
             )
             others = () if held_out is None else held_out.samples
             Training(recipe, schedule, cache, report, console.print).fit(
-                head.to(_device(settings)), dataset.samples, run, held_out=others, every=every
+                head.to(settings.torch_device), dataset.samples, run, held_out=others, every=every
             )
         save_head(head, target / f"{name}.safetensors", {key: str(value) for key, value in facts.items()})
         written = write_bundle(target, bundle, name, entry)
@@ -332,13 +335,7 @@ def _check_alike(key: str, value: Any, instead_of: Any) -> None:
 
 def _open_encoder(file: BundleFile, folder: Path, settings: Settings) -> Encoder:
     path = fetch(parse_reference(file.encoder.weights, folder), settings.cache_dir)
-    return open_encoder(file.encoder, path).to(device=_device(settings), dtype=settings.torch_dtype)
-
-
-def _device(settings: Settings) -> str:
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return open_encoder(file.encoder, path).to(device=settings.torch_device, dtype=settings.torch_dtype)
 
 
 def _check(stage: str, dataset: Dataset[Sample], report: Report) -> None:

@@ -56,11 +56,12 @@ def set_loss(mask_logits: Tensor, class_logits: Tensor, targets: Sequence[MaskTa
     num_masks = max(1, sum(len(target.labels) for target in targets))
     wanted = torch.full(class_logits.shape[:1] + class_logits.shape[2:3], num_classes, device=class_logits.device)
     mask_loss = dice = mask_logits.new_zeros(())
-    for b, target in enumerate(targets):
-        queries, objects = match_target(mask_logits[b].detach(), class_logits[b].detach(), target)
+    # unbound, not indexed: each index would give a gradient as large as the whole batch
+    for b, (masks, target) in enumerate(zip(mask_logits.unbind(), targets, strict=True)):
+        queries, objects = match_target(masks.detach(), class_logits[b].detach(), target)
         wanted[b, queries] = target.labels[objects]
         if len(queries):
-            logits, truth, weight = _at_undecided_points(mask_logits[b][:, queries], target, objects)
+            logits, truth, weight = _at_undecided_points(masks[:, queries], target, objects)
             mask_loss = mask_loss + mask_cross_entropy(logits, truth, weight).sum()
             dice = dice + dice_loss(logits, truth, weight).sum()
     each_frame = wanted[:, None].expand(-1, num_frames, -1)

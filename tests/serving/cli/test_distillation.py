@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,39 +111,35 @@ def test_a_stopped_run_is_gone_on_with_only_when_asked(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    arguments = ("distill", pictures, "--teacher", teacher, "--out", "mine", "--steps", 4, "--every", 2)
+    arguments = ("distill", pictures, "--teacher", teacher, "--out", "mine", "--steps", 4)
     train = Distillation._train
 
-    def stop_at_3(run: Distillation, views: torch.Tensor) -> float:
+    def interrupted_at_3(run: Distillation, views: torch.Tensor) -> float:
         if run.step == 2:
             assert curve_steps() == ["1", "2"]  # even a run that is killed leaves its curve
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return train(run, views)
 
-    with monkeypatch.context() as broken:
-        broken.setattr(Distillation, "_train", stop_at_3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Distillation, "_train", interrupted_at_3)
         stopped = polyhead(*arguments)
     assert stopped.exit_code == 130
-    assert "--resume" in stopped.output
-    refused = polyhead(*arguments)
-    assert refused.exit_code != 0
+    assert "stopped after step 3; the same command with --resume goes on from there" in stopped.output
+    assert not Path("mine/bundle.yaml").exists()
+    assert isinstance(polyhead(*arguments).exception, StartError)
     resumed = polyhead(*arguments, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert curve_steps() == ["1", "2", "3", "4"]
 
 
-def test_a_run_that_stops_before_its_first_checkpoint_promises_no_resume(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(run: Distillation, views: torch.Tensor) -> float:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Distillation, "_train", stop)
+def test_a_finished_encoder_is_not_written_over(pictures: Path, tmp_path: Path) -> None:
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    stopped = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
-    assert stopped.exit_code == 130
-    assert "stopped before the first checkpoint, which is made after step 100" in stopped.output
-    assert "--resume" not in stopped.output
+    arguments = ("distill", pictures, "--teacher", teacher, "--out", "mine", "--steps", 1)
+    assert polyhead(*arguments).exit_code == 0
+    before = Path("mine/encoder.safetensors").read_bytes()
+    again = polyhead(*arguments, "--seed", 1)
+    assert "mine/bundle.yaml is there already: give another --out, or delete it" in str(again.exception)
+    assert Path("mine/encoder.safetensors").read_bytes() == before
 
 
 def test_a_checkpoint_that_is_none_is_refused_in_plain_words(pictures: Path, tmp_path: Path) -> None:

@@ -177,9 +177,18 @@ def test_a_bundle_file_can_be_moved_with_its_folder(bundle_file: Path, frames: P
 
 def test_a_stopped_run_is_not_begun_anew_by_mistake(bundle_file: Path, frames: Path, here: Path) -> None:
     assert train_depth(bundle_file, frames, "--steps", 3, "--every", 2).exit_code == 0
+    (here / "depth" / "bundle.yaml").unlink()
     (here / "depth" / "checkpoint.pt").write_bytes(b"no checkpoint")
     done = train_depth(bundle_file, frames)
     assert "is no checkpoint of a run" in str(done.exception)
+
+
+def test_a_finished_head_is_not_written_over(bundle_file: Path, frames: Path, here: Path) -> None:
+    assert train_depth(bundle_file, frames).exit_code == 0
+    before = (here / "depth" / "depth.safetensors").read_bytes()
+    again = train_depth(here / "depth" / "bundle.yaml", frames, "--seed", 1)
+    assert "depth/bundle.yaml is there already: give another --out, or delete it" in str(again.exception)
+    assert (here / "depth" / "depth.safetensors").read_bytes() == before
 
 
 def test_ctrl_c_saves_the_run_says_how_to_go_on_and_resume_does(
@@ -247,6 +256,7 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
         (["depth", "--set", "label_set=x"], "--set label_set: a head's classes are given by --labels"),
         (["panoptic"], "{frames} holds no COCO panoptic data"),
         (["semantic", "--labels", "mine"], "no label set 'mine'"),
+        (["prototypes", "--init", __file__], "--init: prototypes learns at once, from nothing; leave it out"),
         (["embedding"], "no task 'embedding' in bundle tiny"),
     ],
 )
