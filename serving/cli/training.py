@@ -19,10 +19,11 @@ from torch import nn
 from decoders.labels import LabelSet
 from decoders.training.data.check import check_data, lines
 from decoders.training.data.class_folders import few_of_each
+from decoders.training.data.copy_paste import with_pasted
 from decoders.training.data.folders import DataError
 from decoders.training.data.formats import open_data
 from decoders.training.data.label_maps import MapFormat
-from decoders.training.data.samples import ClassSample, Dataset, Sample
+from decoders.training.data.samples import ClassSample, Dataset, PanopticSample, Sample
 from decoders.training.feature_cache import FeatureCache
 from decoders.training.fit import Progress as Report
 from decoders.training.fit import Training
@@ -110,6 +111,9 @@ def train(
     shots: Annotated[
         int | None, typer.Option(min=1, help="Classification: so many pictures of each class.", show_default="all")
     ] = None,
+    paste: Annotated[
+        int, typer.Option(min=0, help="Panoptic data: so many more of each picture, with another's segments pasted in.")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps.", show_default=_RECIPE)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Views in a step.", show_default=_RECIPE)] = None,
     views: Annotated[int | None, typer.Option(min=1, help="Views made of a picture.", show_default=_RECIPE)] = None,
@@ -140,6 +144,8 @@ def train(
         entry, recipe = _entry_and_recipe(file, what)
         if init is not None and recipe.objective is None:
             raise StartError(f"--init: {entry.decoder} learns at once, from nothing; leave it out")
+        if paste and recipe.data != "panoptic":
+            raise StartError(f"--paste is for heads that learn from panoptic data, which {entry.decoder} is not")
         schedule = _schedule(recipe.schedule, steps, batch_size, views, learning_rate, seed)
         own_size = _size(size)
         geometry = _geometry(own_size or file.tasks.get(what, entry).geometry or file.geometry)
@@ -160,7 +166,7 @@ def train(
             facts = {
                 **dataclasses.asdict(schedule),
                 **{"task": name, "decoder": entry.decoder, "settings": entry.settings, "geometry": str(geometry)},
-                **{"pictures": len(dataset.samples), "encoder": encoder.spec.revision},
+                **{"pictures": len(dataset.samples), "paste": paste, "encoder": encoder.spec.revision},
                 **{"init": None if init is None else sha256_of(init)},
             }
             run = RunFolder(
@@ -183,7 +189,7 @@ def train(
             )
             others = () if held_out is None else held_out.samples
             Training(recipe, schedule, cache, report, console.print).fit(
-                head.to(settings.torch_device), dataset.samples, run, held_out=others, every=every
+                head.to(settings.torch_device), _with_pasted(dataset, paste, seed), run, held_out=others, every=every
             )
         save_head(head, target / f"{name}.safetensors", {key: str(value) for key, value in facts.items()})
         written = write_bundle(target, bundle, name, entry)
@@ -259,6 +265,15 @@ def _few(dataset: Dataset[Sample], recipe: Recipe, shots: int | None, seed: int)
     if recipe.data != "classification":
         raise StartError("--shots is for heads that learn classes of whole pictures")
     return cast(Dataset[Sample], few_of_each(cast(Dataset[ClassSample], dataset), shots, seed))
+
+
+def _with_pasted(dataset: Dataset[Sample], count: int, seed: int) -> Sequence[Sample]:
+    if count == 0:
+        return dataset.samples
+    assert dataset.label_set is not None
+    if len(dataset.samples) < 2:
+        raise StartError("--paste needs two pictures or more")
+    return with_pasted(cast(Sequence[PanopticSample], dataset.samples), dataset.label_set, count, seed)
 
 
 def _begin_from(head: nn.Module, weights: Path) -> None:

@@ -66,7 +66,7 @@ def mean_depth_m(pairs: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(weight > 0.5, total / weight.clamp_min(1e-6), torch.nan)
 
 
-_SCHEDULE = Schedule(views_per_picture=4, least_side=0.35, steps=500, batch_size=8, learning_rate=1e-3)
+_SCHEDULE = Schedule(views_per_picture=12, least_side=0.35, steps=2000, batch_size=8, learning_rate=1e-3)
 
 DEPTH = Recipe("depth", _SCHEDULE, lambda spec: {"out_indices": spread_blocks(spec)}, DepthObjective)
 DPT_DEPTH = Recipe("depth", _SCHEDULE, lambda spec: {"hidden_indices": spread_blocks(spec)}, DepthObjective)

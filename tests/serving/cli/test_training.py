@@ -257,6 +257,7 @@ def test_broken_data_is_told_all_at_once_and_nothing_is_trained(bundle_file: Pat
         (["panoptic"], "{frames} holds no COCO panoptic data"),
         (["semantic", "--labels", "mine"], "no label set 'mine'"),
         (["prototypes", "--init", __file__], "--init: prototypes learns at once, from nothing; leave it out"),
+        (["depth", "--paste", "1"], "--paste is for heads that learn from panoptic data, which depth is not"),
         (["embedding"], "no task 'embedding' in bundle tiny"),
     ],
 )
