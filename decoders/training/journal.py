@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from decoders.training.optimizer import HeadOptimizer
 from decoders.training.schedule import TrainingError
+from encoders.run_state import save_state
 
 CHECKPOINT, CURVE = "checkpoint.pt", "curve.csv"
 
@@ -80,12 +80,7 @@ class RunFolder:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        unfinished = self.folder / f"{CHECKPOINT}.part"
-        with unfinished.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.folder / CHECKPOINT)
+        save_state(state, self.folder / CHECKPOINT)
 
     def finish(self) -> None:
         """The run is over: its checkpoint goes."""

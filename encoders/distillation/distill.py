@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from encoders.distillation.levels import Targets, half
-from encoders.distillation.pictures import mixed, random_view
+from encoders.distillation.pictures import mixed, random_view, seeded
 from encoders.distillation.student import TINY, new_student
+from encoders.run_state import save_state
 from encoders.vit import VisionTransformer
 
 CLIP_NORM = 3.0
@@ -149,12 +149,7 @@ class Distillation:
             "facts": self._facts,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        save_state(state, path)
 
     def resume(self, path: Path) -> None:
         """Go on from a file of `save`, with as many steps as this run's schedule says.
@@ -193,7 +188,7 @@ class Distillation:
         return parts
 
     def _measure(self, teacher: VisionTransformer) -> Targets:
-        rng = random.Random(f"{self.schedule.seed} measure")  # noqa: S311  # not for secrets
+        rng = seeded(f"{self.schedule.seed} measure")
         samples = [
             [self._views_of(side, batch_size, rng).to(self.device) for _ in range(_MEASURED_BATCHES)]
             for side, _, batch_size in self.schedule.sides
@@ -212,7 +207,7 @@ class Distillation:
                 yield views
 
     def _views(self, step: int) -> Tensor:
-        rng = random.Random(f"{self.schedule.seed} {step}")  # noqa: S311  # not for secrets
+        rng = seeded(f"{self.schedule.seed} {step}")
         [(side, _, batch_size)] = rng.choices(self.schedule.sides, [often for _, often, _ in self.schedule.sides])
         return mixed(self._views_of(side, batch_size, rng), rng)
 
@@ -228,7 +223,7 @@ class Distillation:
             optimizer.zero_grad(set_to_none=True)
         pixels = views.to(self.device)
         chain = self.schedule.chain_at(self.step)
-        offset = random.Random(self.step).randrange(chain) if chain else 0  # noqa: S311  # not for secrets
+        offset = seeded(self.step).randrange(chain) if chain else 0
         with self._precision():
             wanted = self.targets(pixels)
             told = self._student_levels(pixels, wanted, chain, offset)

@@ -84,6 +84,11 @@ def _at_most(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.BICUBIC)
 
 
+def seeded(seed: int | str) -> random.Random:
+    """A source of chance for views and order, the same for one seed."""
+    return random.Random(seed)  # noqa: S311  # a run must be repeatable, and nothing here is secret
+
+
 def random_view(image: Image.Image, side: int, rng: random.Random) -> Tensor:
     """[3, side, side] uint8: a random part of the picture, in other light, mirrored half the time."""
     area = image.width * image.height * rng.uniform(LEAST_SCALE, 1)

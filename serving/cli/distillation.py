@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from decoders.training.interrupt import noted_interrupt
 from encoders.checkpoints import load_encoder, sha256_of
 from encoders.distillation.distill import Distillation, DistillationSchedule, check_teacher
-from encoders.distillation.pictures import find_pictures, load_pictures, random_view
+from encoders.distillation.pictures import find_pictures, load_pictures, random_view, seeded
 from encoders.distillation.student import TINY, to_hugging_face
 from encoders.vit import VisionTransformer
 from serving.cli.progress import progress_bar
@@ -165,7 +164,7 @@ def _table(run: Distillation, others: Sequence[Image.Image]) -> Table:
     blocks = sorted({(part * depth - 1) // 4 for part in range(1, 5)})
     table = Table("side, pixels", *(f"after block {block + 1}" for block in blocks), title="not told of the teacher")
     for side, _, batch_size in run.schedule.sides:
-        rng = random.Random(run.schedule.seed)  # noqa: S311  # not for secrets
+        rng = seeded(run.schedule.seed)
         views = torch.stack([random_view(image, side, rng) for image in others])
         parts = [run.unexplained(batch, blocks) for batch in views.split(batch_size)]
         weights = [len(batch) / len(views) for batch in views.split(batch_size)]

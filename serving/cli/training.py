@@ -161,7 +161,7 @@ def train(
             encoder = _open_encoder(file, folder, settings)
             entry, head = _new_head(entry, recipe, given, encoder.spec, target, seed)
             check_geometry(name, head, (entry.geometry or file.geometry).build(), encoder.spec)
-            if init is not None and not resume:
+            if init is not None:
                 _begin_from(head, init)
             facts = {
                 **dataclasses.asdict(schedule),

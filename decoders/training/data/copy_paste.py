@@ -51,27 +51,23 @@ class _Pasting:
     seed: int
 
     def read_image(self) -> Image.Image:
-        image, donor = self.host.read_image(), self.donor.read_image()
-        rng = np.random.default_rng(self.seed)
-        place = _Place.draw(image.size, donor.size, rng)
-        segments = self.donor.read_segments()
-        pasted = np.isin(place.put_map(segments.segment_map), self._chosen(segments, rng))
-        image.paste(place.put_image(donor), mask=Image.fromarray(pasted))
+        image = self.host.read_image()
+        place, donor, chosen = self._draw(image.size)
+        pasted = np.isin(place.put_map(donor.segment_map), chosen)
+        image.paste(place.put_image(self.donor.read_image()), mask=Image.fromarray(pasted))
         return image
 
     def read_segments(self) -> Segments:
-        host, donor = self.host.read_segments(), self.donor.read_segments()
-        rng = np.random.default_rng(self.seed)
+        host = self.host.read_segments()
         height, width = host.segment_map.shape
-        place = _Place.draw((width, height), donor.segment_map.shape[::-1], rng)
-        chosen = self._chosen(donor, rng)
+        place, donor, chosen = self._draw((width, height))
         placed = place.put_map(donor.segment_map)
         segment_map, labels, crowd_ids = host.segment_map.copy(), dict(host.labels), set(host.crowd_ids)
         stuff_ids = {label: i for i, label in labels.items() if not self.label_set[label].is_thing}
         free = max(labels, default=0) + 1
         for i in chosen:
             label = donor.labels[i]
-            own = stuff_ids.get(label, free)  # stuff is one segment
+            own = free if self.label_set[label].is_thing else stuff_ids.setdefault(label, free)  # stuff is one segment
             segment_map[placed == i] = own
             labels[own] = label
             if i in donor.crowd_ids:
@@ -79,14 +75,18 @@ class _Pasting:
             free = max(free, own + 1)
         return Segments(segment_map, labels, frozenset(crowd_ids))
 
-    def _chosen(self, segments: Segments, rng: np.random.Generator) -> list[int]:
-        """Which of the donor's segments are pasted; one at least, if it has any."""
+    def _draw(self, host_size: tuple[int, int]) -> tuple[_Place, Segments, list[int]]:
+        """Where the donor lies, its segments, and which of them are pasted: one at least, if it has any."""
+        rng = np.random.default_rng(self.seed)
+        segments = self.donor.read_segments()
+        height, width = segments.segment_map.shape
+        place = _Place.draw(host_size, (width, height), rng)
         chosen = []
         for i, label in segments.labels.items():
             probability = _THING_PROBABILITY if self.label_set[label].is_thing else _STUFF_PROBABILITY
             if rng.random() < probability:
                 chosen.append(i)
-        return chosen or list(segments.labels)[:1]
+        return place, segments, chosen or list(segments.labels)[:1]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Place:
     flip: bool
 
     @classmethod
-    def draw(cls, host_size: tuple[int, int], donor_size: tuple[int, ...], rng: np.random.Generator) -> _Place:
+    def draw(cls, host_size: tuple[int, int], donor_size: tuple[int, int], rng: np.random.Generator) -> _Place:
         cover = max(host / donor for host, donor in zip(host_size, donor_size, strict=True))
         scale = cover * float(np.exp(rng.uniform(np.log(_LEAST_SCALE), np.log(_LARGEST_SCALE))))
         width, height = (max(1, round(scale * side)) for side in donor_size)

@@ -77,6 +77,14 @@ def polyhead(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
+def refusal(*arguments: object) -> str:
+    """What a command says that ends with an error in plain words."""
+    done = polyhead(*arguments)
+    assert done.exit_code != 0
+    assert isinstance(done.exception, StartError)
+    return str(done.exception)
+
+
 def test_unlabelled_pictures_become_an_encoder_that_answers(pictures: Path, tmp_path: Path) -> None:
     teacher = teacher_file(tmp_path / "teacher.safetensors")
     done = polyhead(
@@ -137,8 +145,7 @@ def test_a_finished_encoder_is_not_written_over(pictures: Path, tmp_path: Path) 
     arguments = ("distill", pictures, "--teacher", teacher, "--out", "mine", "--steps", 1)
     assert polyhead(*arguments).exit_code == 0
     before = Path("mine/encoder.safetensors").read_bytes()
-    again = polyhead(*arguments, "--seed", 1)
-    assert "mine/bundle.yaml is there already: give another --out, or delete it" in str(again.exception)
+    assert "mine/bundle.yaml is there already: give another --out, or delete it" in refusal(*arguments, "--seed", 1)
     assert Path("mine/encoder.safetensors").read_bytes() == before
 
 
@@ -146,9 +153,8 @@ def test_a_checkpoint_that_is_none_is_refused_in_plain_words(pictures: Path, tmp
     Path("mine").mkdir()
     Path("mine/checkpoint.pt").write_text("no checkpoint")
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine", "--resume")
-    assert isinstance(done.exception, StartError)
-    assert "mine/checkpoint.pt is no checkpoint of such a run" in str(done.exception)
+    said = refusal("distill", pictures, "--teacher", teacher, "--out", "mine", "--resume")
+    assert "mine/checkpoint.pt is no checkpoint of such a run" in said
 
 
 def test_a_run_that_went_further_than_asked_is_not_taken_up(
@@ -162,9 +168,7 @@ def test_a_run_that_went_further_than_asked_is_not_taken_up(
     with monkeypatch.context() as broken:
         broken.setattr(distillation, "_write", stop)
         polyhead(*arguments, 4)
-    done = polyhead(*arguments, 3, "--resume")
-    assert isinstance(done.exception, StartError)
-    assert "has 4 steps behind it; give at least so many --steps" in str(done.exception)
+    assert "has 4 steps behind it; give at least so many --steps" in refusal(*arguments, 3, "--resume")
 
 
 def test_a_loss_that_is_no_number_is_told_in_plain_words(
@@ -172,18 +176,16 @@ def test_a_loss_that_is_no_number_is_told_in_plain_words(
 ) -> None:
     monkeypatch.setattr(Distillation, "_loss", lambda run, told, *_: torch.nan * told[0].sum())
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
-    assert isinstance(done.exception, StartError)
-    assert "the loss of step 1 is nan" in str(done.exception)
+    said = refusal("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert "the loss of step 1 is nan" in said
 
 
 def test_a_file_that_is_no_picture_is_named_with_the_remedy(pictures: Path, tmp_path: Path) -> None:
     (pictures / "text.png").write_text("no picture")
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
-    assert isinstance(done.exception, StartError)
-    assert "text.png can't be read" in str(done.exception)
-    assert "--leave-out" in str(done.exception)
+    said = refusal("distill", pictures, "--teacher", teacher, "--out", "mine")
+    assert "text.png can't be read" in said
+    assert "--leave-out" in said
 
 
 def test_video_without_a_frame_is_told_in_plain_words(
@@ -191,15 +193,10 @@ def test_video_without_a_frame_is_told_in_plain_words(
 ) -> None:
     monkeypatch.setattr(distillation, "load_pictures", lambda files, *_: ([] for _ in files))
     teacher = teacher_file(tmp_path / "teacher.safetensors")
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
-    assert isinstance(done.exception, StartError)
-    assert "holds no frames" in str(done.exception)
+    assert "holds no frames" in refusal("distill", pictures, "--teacher", teacher, "--out", "mine")
 
 
 def test_a_teacher_of_another_size_is_refused_before_any_picture_is_read(pictures: Path, tmp_path: Path) -> None:
     (pictures / "text.png").write_text("no picture")
     teacher = teacher_file(tmp_path / "wide.safetensors", dim=64)
-    done = polyhead("distill", pictures, "--teacher", teacher, "--out", "mine")
-    assert done.exit_code != 0
-    assert isinstance(done.exception, StartError)
-    assert "embed_dim is 64" in str(done.exception)
+    assert "embed_dim is 64" in refusal("distill", pictures, "--teacher", teacher, "--out", "mine")
