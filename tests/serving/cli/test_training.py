@@ -290,14 +290,15 @@ def test_a_category_that_the_label_set_lacks_is_named_with_the_remedy(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_head_may_begin_with_another_s_weights(bundle_file: Path, photos: Path) -> None:
+@pytest.mark.parametrize("again", [(), ("--resume",)], ids=["anew", "with nothing to resume"])
+def test_a_head_may_begin_with_another_s_weights(bundle_file: Path, photos: Path, again: tuple[str, ...]) -> None:
     shared = ("--data", photos, "--bundle", bundle_file, "--views", 1, "--batch-size", 2)
     shared += ("--set", "num_queries=4", "--set", "num_blocks=1")
     first = polyhead("train", "instance", *shared, "--out", "first", "--steps", 1, "--seed", 3)
     assert first.exit_code == 0, first.output
     weights = Path("first/instance.safetensors")
     still = ("--steps", 1, "--learning-rate", 0)
-    second = polyhead("train", "instance", *shared, "--out", "second", "--init", weights, *still)
+    second = polyhead("train", "instance", *shared, "--out", "second", "--init", weights, *still, *again)
     assert second.exit_code == 0, second.output
     before, after = load_file(weights), load_file("second/instance.safetensors")
     trained = [name for name in before if "running_" not in name and "num_batches" not in name]
