@@ -57,3 +57,4 @@ LINEAR_SEMANTIC = Recipe(
     ClassMapObjective,
 )
 LINEAR_PANOPTIC = replace(LINEAR_SEMANTIC, data="panoptic")
+LINEAR_INSTANCE = LINEAR_PANOPTIC
