@@ -29,6 +29,7 @@ from decoders.results import (
     Segment,
     SemanticResult,
 )
+from decoders.segment_png import segment_image
 from serving.errors import InvalidOptionError
 from serving.feature_cache import FeatureEntry
 from serving.types import Prediction, Timing
@@ -104,11 +105,11 @@ def result_png(result: Result, label_set: LabelSet | None = None) -> bytes:
     """
     match result:
         case PanopticResult():
-            return _png(_id_image(result.segment_map))
+            return _png(segment_image(result.segment_map))
         case SemanticResult():
             return _png(_label_image(result, label_set))
         case InstanceResult():
-            return _png(_id_image(instance_map(result)))
+            return _png(segment_image(instance_map(result)))
         case DepthResult():
             return _png(depth_image(result))
         case ClassificationResult() | EmbeddingResult() | DenseEmbeddingResult():
@@ -268,11 +269,6 @@ def _polygons(mask: Rle) -> list[list[float]]:
         corners += (x - 0.5, y - 0.5)  # the pad and the half pixel go
         outlines.append([round(value, 1) for value in corners.ravel().tolist()])
     return outlines
-
-
-def _id_image(ids: NDArray[np.int32]) -> Image.Image:
-    """Ids in COCO's RGB code."""
-    return Image.fromarray(np.stack((ids & 255, ids >> 8 & 255, ids >> 16), axis=-1).astype(np.uint8))
 
 
 def _label_image(result: SemanticResult, label_set: LabelSet | None) -> Image.Image:

@@ -24,6 +24,7 @@ from serving.bundles.loading import fetch_weights
 from serving.cli.bundles import bundles, pull
 from serving.cli.distillation import distill
 from serving.cli.evaluation import evaluate
+from serving.cli.labelling import label
 from serving.cli.parity import parity
 from serving.cli.training import train
 from serving.cli.video import video
@@ -128,6 +129,7 @@ app.command()(video)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command()(distill)
+app.command()(label)
 
 
 def main() -> None:

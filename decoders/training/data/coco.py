@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from decoders.labels import LabelSet
 from decoders.masks import Rle
+from decoders.segment_png import read_segment_ids
 from decoders.training.data.categories import label_set_of_categories, match_categories, read_categories
 from decoders.training.data.folders import DataError, choose_split, first_folder
 from decoders.training.data.samples import (
@@ -203,15 +202,8 @@ def _pictures(index: dict[str, Any], folder: Path, problems: list[Problem]) -> d
     return found
 
 
-def read_segment_map(png: Path) -> NDArray[np.int32]:
-    """The segment ids of COCO's RGB code: [H, W]."""
-    with Image.open(png) as image:
-        rgb: NDArray[np.int32] = np.asarray(image.convert("RGB")).astype(np.int32)
-    return rgb @ np.array([1, 256, 65536], dtype=np.int32)
-
-
 def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
-    return Segments(read_segment_map(png), labels, crowds)
+    return Segments(read_segment_ids(png), labels, crowds)
 
 
 def _read_masks(size: tuple[int, int], entries: list[tuple[int, dict[str, Any]]]) -> list[InstanceMask]:

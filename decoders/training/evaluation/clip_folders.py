@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from decoders.labels import LabelSet
 from decoders.masks import Rle, encode
+from decoders.segment_png import read_segment_ids
 from decoders.training.data.categories import label_set_of_categories, match_categories, read_categories
 from decoders.training.data.folders import DataError, first_folder
 from decoders.training.data.samples import (
@@ -165,9 +165,7 @@ def _picture(folder: Path, file_name: str) -> Path:
 
 
 def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
-    with Image.open(png) as image:
-        rgb = np.asarray(image.convert("RGB")).astype(np.int32)
-    return Segments(rgb @ np.array([1, 256, 65536], dtype=np.int32), labels, crowds)
+    return Segments(read_segment_ids(png), labels, crowds)
 
 
 def _read_masks(size: tuple[int, int], masks: list[tuple[int, dict[str, Any] | None, bool]]) -> list[InstanceMask]:

@@ -1,0 +1,146 @@
+"""`polyhead label` as a user runs it: what it writes is what training reads, and what the head said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from decoders.training.data.check import check_data
+from decoders.training.data.formats import open_data
+from decoders.training.data.samples import PanopticSample
+from decoders.training.weights_file import save_head
+from encoders.checkpoints import load_encoder
+from serving.bundles.loading import new_decoder
+from serving.bundles.schema import TaskEntry
+from serving.cli import main as cli
+from serving.engine import Engine
+
+CLASSES = ("cat", "cup", "sky")
+ENTRY = {"decoder": "linear_panoptic", "settings": {"out_indices": [2], "min_patches": 0.5}, "labels": "three.yaml"}
+
+
+@pytest.fixture(scope="module")
+def pieces(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with one panoptic head of random weights, and the tiny bundle's other heads."""
+    folder = tmp_path_factory.mktemp("pieces")
+    labels = {"labels": [{"name": name, "thing": name != "sky"} for name in CLASSES]}
+    (folder / "three.yaml").write_text(yaml.safe_dump(labels))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        decoder = new_decoder(TaskEntry(**ENTRY), load_encoder(bundle_file.parent / "encoder").spec, folder)
+    assert isinstance(decoder, torch.nn.Module)
+    save_head(decoder, folder / "pieces.safetensors", {})
+    tasks = {"pieces": ENTRY | {"weights": "pieces.safetensors"}}
+    (folder / "pieces.yaml").write_text(
+        yaml.safe_dump({"extends": str(bundle_file), "name": "pieces", "default_tasks": ["pieces"], "tasks": tasks})
+    )
+    return folder / "pieces.yaml"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
+    """Two pictures, one of them in a folder of its own, and a file that only says that it is one."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    draw_picture(48, 64, 1).save(folder / "one.png")
+    draw_picture(64, 40, 2).save(folder / "more" / "two.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+@pytest.fixture
+def label(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Runs the command; gives its exit code and what it or its error said."""
+    monkeypatch.setenv("POLYHEAD_DEVICE", "cpu")
+    monkeypatch.setenv("POLYHEAD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        done = CliRunner().invoke(cli.app, ["label", *map(str, arguments)])
+        return done.exit_code, f"{done.output}{done.exception or ''}"
+
+    return run
+
+
+def test_training_reads_what_the_head_said(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labelled"
+    code, told = label(photos, "--out", out, "--bundle", pieces, "--task", "pieces")
+    assert code == 0, told
+    assert "1 pictures left out" in told and "broken.jpg" in told
+    assert f"wrote {out}: 2 pictures" in told
+    engine = Engine.from_bundle(str(pieces), device="cpu")
+    data = open_data("panoptic", out, None, engine.bundle.label_sets["pieces"])
+    assert check_data(data) == []
+    assert [sample.name for sample in data.samples] == ["more/two.jpg", "one.png"]
+    for sample in data.samples:
+        assert isinstance(sample, PanopticSample)
+        said = engine.predict(photos / sample.name, ["pieces"])[0].results["pieces"]
+        segment_map, labels, crowds = sample.read_segments()
+        assert np.array_equal(segment_map, said.segment_map)
+        assert labels == {each.segment_id: each.label_id for each in said.segments}
+        assert len(labels) > 0 and not crowds
+        assert np.array_equal(np.asarray(sample.read_image()), np.asarray(Image.open(photos / sample.name)))
+
+
+def test_the_index_says_what_annotation_tools_ask_for(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    label(photos, "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
+    index = json.loads((tmp_path / "labelled" / "annotations.json").read_text())
+    assert [entry["isthing"] for entry in index["categories"]] == [1, 1, 0]
+    assert [(entry["height"], entry["width"]) for entry in index["images"]] == [(64, 40), (48, 64)]
+    for image, annotation in zip(index["images"], index["annotations"], strict=True):
+        assert annotation["image_id"] == image["id"]
+        assert (tmp_path / "labelled" / "panoptic" / annotation["file_name"]).is_file()
+        for info in annotation["segments_info"]:
+            x, y, width, height = info["bbox"]
+            assert 0 < info["area"] <= width * height
+            assert x + width <= image["width"] and y + height <= image["height"]
+            assert 0 < info["score"] <= 1
+
+
+def test_doubtful_segments_stay_unlabelled(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labelled"
+    label(photos, "--out", out, "--bundle", pieces, "--task", "pieces", "--score-threshold", "1")
+    index = json.loads((out / "annotations.json").read_text())
+    assert [entry["segments_info"] for entry in index["annotations"]] == [[], []]
+
+
+def test_a_folder_that_holds_data_is_not_written_over(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    arguments = (photos, "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
+    assert label(*arguments)[0] == 0
+    code, told = label(*arguments)
+    assert code == 1
+    assert "holds data already; choose another folder or delete it" in told
+
+
+def test_a_head_without_segments_is_refused(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    code, told = label(photos, "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "depth")
+    assert code == 1
+    assert "task 'depth' gives depth results, not panoptic ones; fitting tasks: " in told and "pieces" in told
+    assert not (tmp_path / "labelled").exists()
+
+
+def test_a_folder_without_pictures_is_refused(
+    label: Callable[..., tuple[int, str]], pieces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, told = label(tmp_path / "empty", "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
+    assert code == 1
+    assert "empty holds no pictures" in told
