@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,7 @@ def top_pairs(
     *,
     top_k: int = 100,
     least_probability: float = 0.0,
+    stuff_ids: Collection[int] = (),
 ) -> list[ScoredPair]:
     """The (query, class) pairs of the highest class probability; a query may come under several classes.
 
@@ -61,13 +62,16 @@ def top_pairs(
         geometry: where the picture lies in the input.
         top_k: most pairs.
         least_probability: pairs below are left out before anything is upsampled.
+        stuff_ids: labels that are no objects: in the softmax, but in no pair.
 
     Returns:
         Best class probability first.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
-    num_classes = probabilities.shape[1]
-    values, places = probabilities.flatten().topk(min(top_k, probabilities.numel()))
+    num_queries, num_classes = probabilities.shape
+    probabilities[:, list(stuff_ids)] = -1
+    num_pairs = num_queries * (num_classes - len(stuff_ids))
+    values, places = probabilities.flatten().topk(min(top_k, num_pairs))
     pairs = [
         (place // num_classes, place % num_classes, value)
         for value, place in zip(values.tolist(), places.tolist(), strict=True)
@@ -137,7 +141,12 @@ class InstanceDecoder(MaskClassificationDecoder):
         """One picture's instances, best first; only `score_threshold` is heeded."""
         threshold = first_set(options.score_threshold, self.score_threshold)
         pairs = top_pairs(
-            raw["mask_logits"], raw["class_logits"], geometry, top_k=self.top_k, least_probability=threshold
+            raw["mask_logits"],
+            raw["class_logits"],
+            geometry,
+            top_k=self.top_k,
+            least_probability=threshold,
+            stuff_ids=self.label_set.stuff_ids,
         )
         scored = [(pair.score, pair) for pair in pairs if pair.score >= threshold]
         return instance_result(scored, geometry, self.label_set)

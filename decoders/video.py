@@ -109,7 +109,12 @@ class VideoInstanceDecoder(_VideoDecoder):
         """One frame's instances; the score is the running class probability alone."""
         threshold = first_set(options.score_threshold, self.score_threshold)
         pairs = top_pairs(
-            raw["mask_logits"], raw["class_logits"], geometry, top_k=self.top_k, least_probability=threshold
+            raw["mask_logits"],
+            raw["class_logits"],
+            geometry,
+            top_k=self.top_k,
+            least_probability=threshold,
+            stuff_ids=self.label_set.stuff_ids,
         )
         best: dict[int, ScoredPair] = {}
         for pair in pairs:  # the most probable first

@@ -241,3 +241,17 @@ def test_a_threshold_bounds_the_score_and_not_the_class_probability_alone(head: 
 def test_a_threshold_that_nothing_reaches_gives_no_instances(head: InstanceDecoder) -> None:
     result = run_postprocess(head, (120, 80), PostprocessOptions(score_threshold=1.0))
     assert result.instances == result.masks == ()
+
+
+def test_stuff_is_no_object_however_probable(head: InstanceDecoder, label_set: LabelSet) -> None:
+    geometry = FitGeometry(32, 48).place((32, 48))
+    class_logits = torch.zeros(2, len(label_set) + 1)
+    class_logits[0, 3], class_logits[0, 0] = 8, 5  # sky, and a little cat
+    class_logits[1, 4] = 8  # road
+    raw = {"mask_logits": torch.full((2, 16, 24), 5.0), "class_logits": class_logits}
+    found = head.postprocess(raw, geometry, PostprocessOptions(score_threshold=0)).instances
+    assert {each.label for each in found} == {label.name for label in label_set.labels if label.is_thing}
+    assert len(found) == 2 * 3
+    best = found[0]
+    wanted = class_logits[0].softmax(0)[0].item()  # stuff keeps its part of the softmax
+    assert (best.label, best.score) == ("cat", pytest.approx(wanted * torch.tensor(5.0).sigmoid().item(), abs=1e-4))

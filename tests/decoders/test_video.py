@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ GEOMETRY = ShortestEdgeGeometry(12, multiple=8).place((30, 50))  # 12 x 20 in 16
 def make_head(kind: type[Head], encoder: VisionTransformer, label_set: LabelSet, **options: Any) -> Head:
     torch.manual_seed(3)
     sizes = {"out_indices": TAPS, "num_queries": 12, "num_blocks": 2}
+    if kind is VideoInstanceDecoder:  # it knows no stuff
+        label_set = LabelSet("things", tuple(replace(label, is_thing=True) for label in label_set.labels))
     return kind(encoder.spec, label_set=label_set, **sizes, **options).eval().requires_grad_(False)
 
 
@@ -241,3 +244,11 @@ def test_a_caller_may_set_the_thresholds_of_the_merge(tiny_encoder: VisionTransf
     (raw,) = draw_raw(frames=1)
     assert segments_of(head.postprocess(raw, GEOMETRY, PostprocessOptions(score_threshold=0.9999))) == ()
     assert segments_of(head.postprocess(raw, GEOMETRY, PostprocessOptions(overlap_threshold=50.0))) == ()
+
+
+def test_stuff_is_no_instance(tiny_encoder: VisionTransformer, label_set: LabelSet) -> None:
+    sizes = {"out_indices": TAPS, "num_queries": 12, "num_blocks": 2}
+    head = VideoInstanceDecoder(tiny_encoder.spec, label_set=label_set, score_threshold=0.0, **sizes).eval()
+    (raw,) = draw_raw(frames=1)
+    found = segments_of(head.postprocess(raw, GEOMETRY, PostprocessOptions()))
+    assert found and all(segment.is_thing for segment in found)
