@@ -52,6 +52,8 @@ def label(
     files = pictures_in(pictures, deep=True)
     if not files:
         raise StartError(f"{pictures} holds no pictures")
+    if out.resolve().is_relative_to(pictures.resolve()):
+        raise StartError(f"{out} lies in {pictures}, where its files would be pictures too: give another --out")
     options = PredictOptions(PostprocessOptions(score_threshold=score_threshold))
     folder = PanopticFolder(out, pictures, label_set)
     left_out: list[str] = []
@@ -73,6 +75,8 @@ def label(
                 folder.add(name, result)
                 num_segments += len(result.segments)
             bar.update(step, advance=len(some))
+    if len(left_out) == len(files):
+        raise StartError(f"no picture in {pictures} can be read; the first: {left_out[0]}")
     folder.finish()
     if left_out:
         told = "\n".join([*left_out[:_NAMED], *(["…"] if len(left_out) > _NAMED else [])])

@@ -144,3 +144,23 @@ def test_a_folder_without_pictures_is_refused(
     code, told = label(tmp_path / "empty", "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
     assert code == 1
     assert "empty holds no pictures" in told
+
+
+def test_its_own_files_are_no_pictures_to_label(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path
+) -> None:
+    code, told = label(photos, "--out", photos / "labelled", "--bundle", pieces, "--task", "pieces")
+    assert code == 1
+    assert "where its files would be pictures too: give another --out" in told
+    assert not (photos / "labelled").exists()
+
+
+def test_pictures_that_are_all_broken_are_no_data(
+    label: Callable[..., tuple[int, str]], pieces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "one.jpg").write_bytes(b"nothing")
+    code, told = label(tmp_path / "bad", "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
+    assert code == 1
+    assert "no picture in" in told and "one.jpg" in told
+    assert not (tmp_path / "labelled" / "annotations.json").exists()
