@@ -111,4 +111,4 @@ def _groups(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
 
 def _check(name: str, errors: Mapping[str, PolyheadError]) -> None:
     for task, error in errors.items():
-        raise StartError(f"{name}: task '{task}' failed, so nothing is scored: {error}")
+        raise StartError(f"{name}: task '{task}' failed: {error}")

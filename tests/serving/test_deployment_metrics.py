@@ -98,7 +98,7 @@ class Deployment:
 
     def scrape(self) -> dict[Key, float]:
         """All samples; none of a counter may be less than before."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        text = httpx.get(f"{self.url}/metrics", timeout=30).raise_for_status().text
         families = list(text_string_to_metric_families(text))
         samples = {(x.name, tuple(sorted(x.labels.items()))): x.value for family in families for x in family.samples}
         if samples[REPLICAS] > 1:  # or the replica that answers may have found no other in time, and says so
@@ -117,8 +117,8 @@ class Deployment:
             try:
                 if condition(samples := self.scrape()):
                     return
-            except httpx.TransportError:
-                pass  # what was on its way to a replica that is no more
+            except httpx.HTTPError:
+                pass  # it was on its way to a replica that is no more: no answer, or Ray's own 500
             time.sleep(0.2)
         pytest.fail(f"{what}: {samples.get(ANSWERED)} {samples.get(REJECTED)} {samples.get(REPLICAS)}")
 

@@ -133,7 +133,7 @@ def load_coco_panoptic(
         infos = entry["segments_info"]
         labels = {info["id"]: label_of.get(info["category_id"], 0) for info in infos}
         crowds = frozenset(info["id"] for info in infos if info.get("iscrowd", 0))
-        samples[image_id] = PanopticSample(name, ImageFile(path), partial(_read_segments, png, labels, crowds))
+        samples[image_id] = PanopticSample(name, ImageFile(path), partial(read_segments, png, labels, crowds))
     without = len(pictures.keys() - {entry["image_id"] for entry in annotations})
     if without and annotations:
         problems.append(Problem(files.index.name, f"{without} pictures have no annotation and are left out", False))
@@ -202,7 +202,8 @@ def _pictures(index: dict[str, Any], folder: Path, problems: list[Problem]) -> d
     return found
 
 
-def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
+def read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
+    """A panoptic PNG's segments, of which the index has told `labels` by id and `crowds`."""
     return Segments(read_segment_ids(png), labels, crowds)
 
 

@@ -73,5 +73,5 @@ def _has(root: Path, form: str) -> bool:
     """Whether COCO files of a form are there: by their names, or by a plain folder's PNGs."""
     if any(True for folder in ("annotations", "panoptic", "instances") for _ in (root / folder).glob(f"{form}_*.json")):
         return True
-    plain = [path for path in (root, *root.iterdir()) if path.is_dir() and find_plain(path)]
+    plain = [root] if find_plain(root) else [path for path in root.iterdir() if path.is_dir() and find_plain(path)]
     return any((path / "panoptic").is_dir() == (form == "panoptic") for path in plain)

@@ -22,12 +22,12 @@ class PanopticFolder:
         label_set: the classes; category ids count from 1.
 
     Raises:
-        FileExistsError: `root` holds such data already.
+        FileExistsError: `root` is not empty.
     """
 
     def __init__(self, root: Path, pictures: Path, label_set: LabelSet) -> None:
-        if (root / INDEX).exists() or (root / "images").is_symlink() or (root / "images").exists():
-            raise FileExistsError(f"{root} holds data already; choose another folder or delete it")
+        if root.exists() and any(root.iterdir()):
+            raise FileExistsError(f"{root} is not empty; labelled data needs a new folder of its own")
         (root / "panoptic").mkdir(parents=True, exist_ok=True)
         (root / "images").symlink_to(pictures.resolve(), target_is_directory=True)
         self._root = root

@@ -20,8 +20,8 @@ from pycocotools import mask as coco_mask
 
 from decoders.labels import LabelSet
 from decoders.masks import Rle, encode
-from decoders.segment_png import read_segment_ids
 from decoders.training.data.categories import label_set_of_categories, match_categories, read_categories
+from decoders.training.data.coco import read_segments
 from decoders.training.data.folders import DataError, first_folder
 from decoders.training.data.samples import (
     Dataset,
@@ -31,7 +31,6 @@ from decoders.training.data.samples import (
     PanopticSample,
     Problem,
     Sample,
-    Segments,
     as_semantic,
 )
 from decoders.training.evaluation.clips import Clip
@@ -126,7 +125,7 @@ def _panoptic_clips(path: Path, index: dict[str, Any], label_of: dict[int, int],
             infos = entry["segments_info"]
             labels = {info["id"]: label_of.get(info["category_id"], 0) for info in infos}
             crowds = frozenset(info["id"] for info in infos if info.get("iscrowd", 0))
-            frames.append(PanopticSample(name, ImageFile(photo), partial(_read_segments, png, labels, crowds)))
+            frames.append(PanopticSample(name, ImageFile(photo), partial(read_segments, png, labels, crowds)))
         if frames:
             clips.append(Clip(str(video["video_id"]), tuple(frames)))
         else:
@@ -162,10 +161,6 @@ def _picture(folder: Path, file_name: str) -> Path:
     """A frame; VIPSeg's JSON names its PNG, and the photo beside it is a JPEG."""
     path = folder / file_name
     return path if path.is_file() else path.with_suffix(".jpg")
-
-
-def _read_segments(png: Path, labels: dict[int, int], crowds: frozenset[int]) -> Segments:
-    return Segments(read_segment_ids(png), labels, crowds)
 
 
 def _read_masks(size: tuple[int, int], masks: list[tuple[int, dict[str, Any] | None, bool]]) -> list[InstanceMask]:

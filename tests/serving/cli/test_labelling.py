@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from typer.testing import CliRunner
 
 from decoders.training.data.check import check_data
@@ -21,7 +22,9 @@ from encoders.checkpoints import load_encoder
 from serving.bundles.loading import new_decoder
 from serving.bundles.schema import TaskEntry
 from serving.cli import main as cli
+from serving.cli.evaluation_answers import answer_pictures
 from serving.engine import Engine
+from serving.errors import StartError
 
 CLASSES = ("cat", "cup", "sky")
 ENTRY = {"decoder": "linear_panoptic", "settings": {"out_indices": [2], "min_patches": 0.5}, "labels": "three.yaml"}
@@ -47,12 +50,15 @@ def pieces(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path, draw_picture: Callable[..., Image.Image]) -> Path:
-    """Two pictures, one of them in a folder of its own, and a file that only says that it is one."""
+    """Two pictures, one of them in a folder of its own and turned by its EXIF orientation, and two broken files."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     draw_picture(48, 64, 1).save(folder / "one.png")
-    draw_picture(64, 40, 2).save(folder / "more" / "two.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    draw_picture(40, 64, 2).save(folder / "more" / "two.jpg", exif=turned)  # 64 x 40 as people see it
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "cut.png").write_bytes((folder / "one.png").read_bytes()[:60])
     return folder
 
 
@@ -76,7 +82,7 @@ def test_training_reads_what_the_head_said(
     out = tmp_path / "labelled"
     code, told = label(photos, "--out", out, "--bundle", pieces, "--task", "pieces")
     assert code == 0, told
-    assert "1 pictures left out" in told and "broken.jpg" in told
+    assert "2 pictures left out" in told and "broken.jpg" in told and "cut.png" in told
     assert f"wrote {out}: 2 pictures" in told
     engine = Engine.from_bundle(str(pieces), device="cpu")
     data = open_data("panoptic", out, None, engine.bundle.label_sets["pieces"])
@@ -89,13 +95,15 @@ def test_training_reads_what_the_head_said(
         assert np.array_equal(segment_map, said.segment_map)
         assert labels == {each.segment_id: each.label_id for each in said.segments}
         assert len(labels) > 0 and not crowds
-        assert np.array_equal(np.asarray(sample.read_image()), np.asarray(Image.open(photos / sample.name)))
+        assert np.array_equal(
+            np.asarray(sample.read_image()), np.asarray(ImageOps.exif_transpose(Image.open(photos / sample.name)))
+        )
 
 
 def test_the_index_says_what_annotation_tools_ask_for(
     label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
 ) -> None:
-    label(photos, "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
+    label(photos, "--out", tmp_path / "labelled", "--bundle", pieces)  # by its default task
     index = json.loads((tmp_path / "labelled" / "annotations.json").read_text())
     assert [entry["isthing"] for entry in index["categories"]] == [1, 1, 0]
     assert [(entry["height"], entry["width"]) for entry in index["images"]] == [(64, 40), (48, 64)]
@@ -125,7 +133,7 @@ def test_a_folder_that_holds_data_is_not_written_over(
     assert label(*arguments)[0] == 0
     code, told = label(*arguments)
     assert code == 1
-    assert "holds data already; choose another folder or delete it" in told
+    assert "is not empty; labelled data needs a new folder of its own" in told
 
 
 def test_a_head_without_segments_is_refused(
@@ -133,7 +141,7 @@ def test_a_head_without_segments_is_refused(
 ) -> None:
     code, told = label(photos, "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "depth")
     assert code == 1
-    assert "task 'depth' gives depth results, not panoptic ones; fitting tasks: " in told and "pieces" in told
+    assert "task 'depth' gives depth results, not panoptic ones; --task may be: " in told and "pieces" in told
     assert not (tmp_path / "labelled").exists()
 
 
@@ -162,5 +170,43 @@ def test_pictures_that_are_all_broken_are_no_data(
     (tmp_path / "bad" / "one.jpg").write_bytes(b"nothing")
     code, told = label(tmp_path / "bad", "--out", tmp_path / "labelled", "--bundle", pieces, "--task", "pieces")
     assert code == 1
-    assert "no picture in" in told and "one.jpg" in told
+    assert "no picture in" in told and "can be labelled" in told and "one.jpg" in told
     assert not (tmp_path / "labelled" / "annotations.json").exists()
+
+
+def test_pictures_that_a_head_cannot_take_are_left_out_alone(
+    label: Callable[..., tuple[int, str]],
+    pieces: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(engine: Engine, pictures: list[tuple[str, Image.Image]], *others: Any) -> Any:
+        if "one.png" in [name for name, _ in pictures]:
+            raise StartError("one.png: task 'pieces' failed: too odd")
+        return answer_pictures(engine, pictures, *others)
+
+    monkeypatch.setattr("serving.cli.labelling.answer_pictures", answer)
+    code, told = label(photos, "--out", tmp_path / "labelled", "--bundle", pieces)
+    assert code == 0, told
+    assert "\none.png: task 'pieces' failed: too odd" in told
+    index = json.loads((tmp_path / "labelled" / "annotations.json").read_text())
+    assert [image["file_name"] for image in index["images"]] == ["more/two.jpg"]
+
+
+def test_labelled_data_is_not_labelled_again(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    label(photos, "--out", tmp_path / "labelled", "--bundle", pieces)
+    code, told = label(tmp_path / "labelled", "--out", tmp_path / "again", "--bundle", pieces)
+    assert code == 1
+    assert f"the pictures to label are in {tmp_path / 'labelled' / 'images'}" in told
+
+
+def test_objects_are_read_where_the_photos_have_an_index_of_their_own(
+    label: Callable[..., tuple[int, str]], pieces: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "_annotations.coco.json").write_text("{}")
+    label(photos, "--out", tmp_path / "labelled", "--bundle", pieces)
+    data = open_data("instance", tmp_path / "labelled")
+    assert [sample.name for sample in data.samples] == ["more/two.jpg", "one.png"]
