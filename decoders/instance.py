@@ -82,6 +82,20 @@ def top_pairs(
     return [ScoredPair(query, label, value, *masks[query]) for query, label, value in pairs]
 
 
+def object_pairs(
+    raw: RawOutput, geometry: ImageGeometry, label_set: LabelSet, *, top_k: int, least_probability: float
+) -> list[ScoredPair]:
+    """`top_pairs` of one picture's raw output, under the things of its label set alone."""
+    return top_pairs(
+        raw["mask_logits"],
+        raw["class_logits"],
+        geometry,
+        top_k=top_k,
+        least_probability=least_probability,
+        stuff_ids=label_set.stuff_ids,
+    )
+
+
 def instance_result(
     pairs: list[tuple[float, ScoredPair]], geometry: ImageGeometry, label_set: LabelSet, *, track_queries: bool = False
 ) -> InstanceResult:
@@ -140,14 +154,7 @@ class InstanceDecoder(MaskClassificationDecoder):
     def postprocess(self, raw: RawOutput, geometry: ImageGeometry, options: PostprocessOptions) -> InstanceResult:
         """One picture's instances, best first; only `score_threshold` is heeded."""
         threshold = first_set(options.score_threshold, self.score_threshold)
-        pairs = top_pairs(
-            raw["mask_logits"],
-            raw["class_logits"],
-            geometry,
-            top_k=self.top_k,
-            least_probability=threshold,
-            stuff_ids=self.label_set.stuff_ids,
-        )
+        pairs = object_pairs(raw, geometry, self.label_set, top_k=self.top_k, least_probability=threshold)
         scored = [(pair.score, pair) for pair in pairs if pair.score >= threshold]
         return instance_result(scored, geometry, self.label_set)
 

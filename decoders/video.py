@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decoders.base import Decoder, PostprocessOptions, RawOutput, first_set
 from decoders.class_map import best_class, class_confidence, semantic_result
-from decoders.instance import ScoredPair, instance_result, top_pairs
+from decoders.instance import ScoredPair, instance_result, object_pairs
 from decoders.labels import LabelSet
 from decoders.mask_classification import MaskClassificationDecoder
 from decoders.online import OnlineMaskDecoder, StreamState, advance, stack_queries
@@ -108,14 +108,7 @@ class VideoInstanceDecoder(_VideoDecoder):
     def postprocess(self, raw: RawOutput, geometry: ImageGeometry, options: PostprocessOptions) -> InstanceResult:
         """One frame's instances; the score is the running class probability alone."""
         threshold = first_set(options.score_threshold, self.score_threshold)
-        pairs = top_pairs(
-            raw["mask_logits"],
-            raw["class_logits"],
-            geometry,
-            top_k=self.top_k,
-            least_probability=threshold,
-            stuff_ids=self.label_set.stuff_ids,
-        )
+        pairs = object_pairs(raw, geometry, self.label_set, top_k=self.top_k, least_probability=threshold)
         best: dict[int, ScoredPair] = {}
         for pair in pairs:  # the most probable first
             best.setdefault(pair.query, pair)
