@@ -57,4 +57,3 @@ LINEAR_SEMANTIC = Recipe(
     ClassMapObjective,
 )
 LINEAR_PANOPTIC = replace(LINEAR_SEMANTIC, data="panoptic")
-LINEAR_INSTANCE = LINEAR_PANOPTIC

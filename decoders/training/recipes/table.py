@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decoders.training.recipes.class_map import LINEAR_INSTANCE, LINEAR_PANOPTIC, LINEAR_SEMANTIC
+from decoders.training.recipes.class_map import LINEAR_PANOPTIC, LINEAR_SEMANTIC
 from decoders.training.recipes.classification import LINEAR_CLASSIFICATION, PROTOTYPES
 from decoders.training.recipes.depth import DEPTH, DPT_DEPTH, LINEAR_DEPTH
 from decoders.training.recipes.masks import (
@@ -27,7 +27,7 @@ RECIPES: dict[str, Recipe] = {
     "linear_depth": LINEAR_DEPTH,
     "linear_semantic": LINEAR_SEMANTIC,
     "linear_panoptic": LINEAR_PANOPTIC,
-    "linear_instance": LINEAR_INSTANCE,
+    "linear_instance": LINEAR_PANOPTIC,
     "linear_classification": LINEAR_CLASSIFICATION,
     "prototypes": PROTOTYPES,
 }
